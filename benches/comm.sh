@@ -3,7 +3,7 @@
 #
 #   benches/comm.sh MPICH [CELLS...]     MPICH is a directory that .ci/mpich made; CELLS are options of `bench comm`
 #
-# The machine should be idle. Needs `cargo build --release` before.
+# The machine should be idle. Run `cargo build --release` first.
 set -eu
 mpich=$1
 shift

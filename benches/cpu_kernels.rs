@@ -120,7 +120,8 @@ fn sampled(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// Compares `linear_cross_entropy`, with the gradients of hidden states and weight, to its products alone, in turn.
+/// Compares `linear_cross_entropy`, with the gradients of hidden states and weight, with its products alone,
+/// alternating between the two.
 fn vocabulary_loss(bench: &mut Bench) -> Result<()> {
     const ROUNDS: usize = 7;
     for (tokens, width, vocabulary) in [(4096, 512, 32_000), (4096, 1024, 32_000), (1024, 512, 128_000)] {
@@ -319,7 +320,7 @@ impl Bench {
         let data: Vec<u8> = match (values, ty.dtype) {
             (Some(values), _) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
             (None, DType::F32) => (0..n).flat_map(|i| random(i).to_le_bytes()).collect(),
-            // The upper half of an f32 is a bf16, and also some number as f16.
+            // The upper half of an f32 is a bf16; read as an f16, it is some other number.
             (None, DType::BF16 | DType::F16) => {
                 (0..n).flat_map(|i| ((random(i).to_bits() >> 16) as u16).to_le_bytes()).collect()
             }

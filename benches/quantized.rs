@@ -30,7 +30,7 @@ struct Args {
     /// Seconds to measure each for, in each round
     #[arg(long, default_value = "5")]
     seconds: f64,
-    /// Rounds over all: the fastest step of all counts
+    /// Rounds over all cases; the fastest step counts
     #[arg(long, default_value = "3")]
     rounds: usize,
     /// What `cargo bench` passes

@@ -32,7 +32,7 @@ struct Args {
     /// Type of the weights on disk
     #[arg(long, default_value = "f32")]
     weights: Weights,
-    /// Of activations and products, f32 or bf16
+    /// Type of activations and products: f32 or bf16
     #[arg(long, default_value = "f32")]
     precision: Precision,
     /// Recompute each layer's activations in the backward pass

@@ -14,7 +14,7 @@ if [ ${#readers[@]} = 0 ]; then
     readers=($(cd fuzz_targets && ls | sed 's/\.rs$//'))
 fi
 
-# What readers are given lies in memory, if it can.
+# The readers' inputs are kept in memory, if possible.
 scratch="$(mktemp -d -p "$([ -d /dev/shm ] && echo /dev/shm || echo /tmp)")"
 trap 'rm -rf "$scratch"' EXIT
 mkdir "$scratch/tmp"
@@ -33,7 +33,7 @@ for reader in "${readers[@]}"; do
     SECONDS=0
     dictionary=()
     [ -f "dictionaries/$reader" ] && dictionary=("-dict=dictionaries/$reader")
-    # 2 GiB, of which one input may ask for half at once; 10 s for an input.
+    # 2 GiB, half of which one input may request at once; 10 s for an input.
     cargo "+$toolchain" fuzz run --fuzz-dir . "$reader" "corpus/$reader" "$scratch/seeds/$reader" -- \
         -max_total_time="$seconds" -rss_limit_mb=2048 -malloc_limit_mb=1024 -timeout=10 -max_len=65536 \
         -print_final_stats=1 "${dictionary[@]}" >"$log" 2>&1 || status=1

@@ -1,5 +1,5 @@
-// AdamW with moments in bf16, rounded stochastically; in place. Four elements have one Philox counter, `counter` is that of
-// the first element bound. clip and step as in adam.wgsl.
+// AdamW with moments in bf16, rounded stochastically; in place. Four elements share one Philox counter; `counter` is
+// that of the first element bound. clip and step as in adam.wgsl.
 struct Params {
     n: u32,
     counter: u32,
@@ -24,7 +24,7 @@ fn draws(at: u32) -> vec4<u32> {
     return philox(rng.xy, vec4<u32>(p.counter + at, p.salt, 1u, 0u));
 }
 
-// x as a number of bf16, rounded up with the probability of what is cut off; `random` has 16 bits.
+// x as a bf16, rounded up with a probability equal to the part cut off; `random` has 16 bits.
 fn rounded(x: f32, random: u32) -> f32 {
     let bits = bitcast<u32>(x);
     if ((bits & 0x7f800000u) == 0x7f800000u) {

@@ -20,7 +20,7 @@ fn largest(s: vec4<f32>) -> f32 {
     return max(max(s.x, s.y), max(s.z, s.w));
 }
 
-// exp(s - most), 0 where nothing is seen: by its bits, since a NaN is seen.
+// exp(s - most), or 0 for a key that is not seen: compared by its bits, since a NaN counts as seen.
 fn weight(s: f32, most: f32) -> f32 {
     return select(exp(s - most), 0.0, bitcast<u32>(s) == bitcast<u32>(UNSEEN));
 }
@@ -40,7 +40,7 @@ fn main(
     let kv_head = head / (p.heads / p.kv_heads);
     {{- places() }}
     {{- first_key() }}
-    // Of each row: the largest score of all threads, and the thread's own sum.
+    // For each row: the largest score of all threads, and the thread's own sum.
     {%- for n in range(KEEP) %}
     let start{{ n }} = spans[2u * min(row{{ n }}, p.rows - 1u)];
     var most{{ n }} = UNSEEN;

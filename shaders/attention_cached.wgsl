@@ -1,6 +1,6 @@
-// o = softmax(score(q k^T)) v for rows of q with spans of their own in k and v, with an online softmax over tiles of LANES
-// keys; one workgroup per row and head. A thread owns one key of a tile, and two neighbouring elements of the result: LANES
-// is half of the largest HEAD_DIM. X is the type of q, k and v, Y that of o, of 16 bits only if HEAD_DIM is even.
+// o = softmax(score(q k^T)) v for rows of q with their own spans in k and v, with an online softmax over tiles of LANES
+// keys; one workgroup per row and head. A thread owns one key of a tile, and two neighbouring elements of the result:
+// LANES is half of the largest HEAD_DIM. X is the type of q, k and v, Y that of o, of 16 bits only if HEAD_DIM is even.
 @group(0) @binding(1) var<storage, read_write> q: array<u32>;
 @group(0) @binding(2) var<storage, read_write> k: array<u32>;
 @group(0) @binding(3) var<storage, read_write> v: array<u32>;

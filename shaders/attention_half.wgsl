@@ -20,7 +20,7 @@ struct Params {
 const DIM: u32 = (HEAD_DIM + 31u) / 32u * 32u;
 const TILE: u32 = 64u;
 
-// Elements d to d + 3 of the head that begins at `base`; past its end, others.
+// Elements d to d + 3 of the head that begins at `base`; past its end, any elements.
 {%- for x in TENSORS %}
 fn {{ x }}_at(base: u32, d: u32) -> vec4<f32> {
     {%- if ALIGNED %}
@@ -74,7 +74,7 @@ fn main(
     var largest = vec4<u32>();
     for (var i = lane; i < TILE * DIM / 4u; i += LANES) {
         let values = elements(row0 + i / (DIM / 4u), head, i % (DIM / 4u) * 4u);
-        // As whole numbers, bits of floats that are not negative have the order of the floats.
+        // Read as whole numbers, the bits of non-negative floats sort like the floats.
         let bits = bitcast<vec4<u32>>(values) & vec4<u32>(0x7fffffffu);
         largest = max(largest, select(bits, vec4<u32>(), bits >= vec4<u32>(0x7f800000u)));
     }

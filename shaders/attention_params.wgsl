@@ -41,8 +41,8 @@ fn slope(s: f32) -> f32 {
     return 1.0;
 }
 
-// Whether query row t sees key row j, given the first row of t's segment. Without short circuits: what one driver, SwiftShader,
-// needs to compile a loop doubles with every branch in it.
+// Whether query row t sees key row j, given the first row of t's segment. Without short circuits: SwiftShader's cost of
+// compiling a loop doubles with every branch in it.
 fn sees(t: u32, j: u32, start: u32) -> bool {
     return (t < p.rows) & (j >= start) & (j <= t) & (t - j < p.window);
 }
@@ -55,12 +55,13 @@ fn kept(j: u32, t: u32, head: u32) -> f32 {
     return select(p.keep, 0.0, philox(rng.xy, vec4<u32>(j, t, head, p.salt)).x < p.threshold);
 }
 
-// The first key row that query row t sees, given the first row of its segment. It does not fall from row to row.
+// The first key row that query row t sees, given the first row of its segment. It never decreases from row to row.
 fn first_seen(t: u32, start: u32) -> u32 {
     return max(start, select(0u, t + 1u - p.window, t >= p.window));
 }
 
-// The row after the last query row that sees key row j, given the end of its segment. It does not fall from row to row.
+// The row after the last query row that sees key row j, given the end of its segment. It never decreases from row to
+// row.
 fn end_of_seeing(j: u32, end: u32) -> u32 {
     return min(end, select(p.rows, j + p.window, p.window < p.rows - j));
 }

@@ -99,7 +99,7 @@ fn {{ x }}_store(base: u32, d: u32, values: vec4<f32>) {
     {%- endfor %}
     let column = lane % {{ COLUMNS }}u;
     let first_row = lane / {{ COLUMNS }}u * {{ R }}u;
-    // Of a slice, a thread loads vector `slot_d` of every 32nd row. The other tile's rows are taken four by four.
+    // From a slice, a thread loads vector `slot_d` of every 32nd row. The other tile's rows are taken four at a time.
     let slot_row = lane / 8u;
     let slot_d = 4u * (lane % 8u);
     let own_slot = slot_row * 8u + ((lane % 8u) ^ (slot_row % 8u));
@@ -140,7 +140,8 @@ before and after. #}
                     h{{ n }} = {{ other }}_load(other0 + slot_row + {{ 32 * n }}u, {{ other_head }}, d + 32u + slot_d);
                     {%- endfor %}
                 }
-                // Not a constant number of steps: compilers would write the loop out and load ahead until registers run out.
+                // Not a constant number of steps: compilers would unroll the loop and load ahead until registers run
+                // out.
                 for (var at = half * p.steps; at < (half + 1u) * p.steps; at++) {
                     {%- for i in range(4) %}
                     let a{{ i }} = tile[y * 8u + {{ 128 * i }}u + (at ^ (y % 8u))];

@@ -106,7 +106,7 @@ fn exponent_of(head: u32, row: u32) -> i32 {
     return exponents[head * tiles() + row / 64u];
 }
 
-// 2^exponent * x in two factors, each of which is a number; what they make together may be none.
+// 2^exponent as two factors, each of which is a finite number, while their product may not be.
 fn first_factor(exponent: i32) -> f32 {
     return power_of_two(clamp(exponent / 2, -126, 126));
 }
@@ -144,7 +144,7 @@ after, and a barrier has passed since scores were written. #}
                 }
                 {%- endfor %}
                 workgroupBarrier();
-                // The next slice comes while this one is multiplied.
+                // The next slice is loaded while this one is multiplied.
                 if (d + {{ DEPTH }}u < DIM) {
                     {%- for n in range(SLICE_LOADS) %}
                     x{{ n }} = halves[from{{ n }} + (d + {{ DEPTH }}u) / 4u];
@@ -248,7 +248,7 @@ fn main(
     @builtin(subgroup_id) subgroup_id: u32,
     @builtin(subgroup_size) subgroup_size: u32,
 ) {
-    // Not by a function: the reader of WGSL takes what one returns to differ between threads.
+    // Not by a function: the WGSL front end assumes that what a function returns differs between threads.
     let id = group.y * groups.x + group.x;
     {%- if OWN_KEYS %}
     let count = p.kv_heads * p.parts;
@@ -269,12 +269,12 @@ fn main(
     let kv_head = head / group_heads;
     {%- endif %}
     let valid = one_if(subgroup_size == SUBGROUP);
-    // Where subgroups are smaller than expected, no index goes astray.
+    // Keeps indices within bounds where subgroups are smaller than expected.
     let subgroup = min(subgroup_id, {{ SUBGROUPS - 1 }}u);
     let from_own = subgroup / {{ SCORES_N }}u * {{ TALL * LINE // PER }}u;
     let from_other = {{ 64 * LINE // PER }}u + subgroup % {{ SCORES_N }}u * {{ WIDE * LINE // PER }}u;
     let to_scores = subgroup / {{ SCORES_N }}u * {{ TALL * SCORES_LINE // PER }}u + subgroup % {{ SCORES_N }}u * {{ WIDE // PER }}u;
-    // Of a slice of operands, own rows before others, what a thread loads.
+    // What a thread loads of a slice of operands: own rows first, then the others.
     let slice_row = lane / {{ DEPTH // 8 }}u;
     let to_slice = slice_row * {{ LINE }}u + 8u * (lane % {{ DEPTH // 8 }}u);
     // The row and the first vector of four columns of a tile that a thread weighs.
@@ -313,7 +313,7 @@ fn main(
     var s{{ i }}_{{ j }}: MatrixC;
             {%- endfor %}
         {%- endfor %}
-    // The sums are those of the result times 2^sum_exponent, which falls when larger terms come.
+    // The sums are those of the result times 2^sum_exponent, which is lowered when larger terms come.
     var sum_exponent = 252;
     {%- else %}
     var most = UNSEEN;
@@ -355,7 +355,7 @@ fn main(
         most = tile_most;
             {%- for i in range(QUADS) %}
                 {%- for e in range(4) %}
-        // By its bits: a NaN is seen.
+        // Compared by its bits: a NaN counts as seen.
         sum += select(exp(scores{{ i }}[{{ e }}] - most), 0.0, bitcast<u32>(scores{{ i }}[{{ e }}]) == bitcast<u32>(UNSEEN));
                 {%- endfor %}
             {%- endfor %}

@@ -1,5 +1,5 @@
-// Comes before elementwise kernels of two operands, which define `result`. BROADCAST 1: b is a row that meets every row of a;
-// 2: a column, which is bound by words.
+// Comes before elementwise kernels of two operands, which define `result`. BROADCAST 1: b is a row that is combined
+// with every row of a; 2: a column, which is bound by words.
 struct Params {
     n: u32,
     width: u32,
@@ -10,7 +10,7 @@ struct Params {
 {%- if BROADCAST == 2 %}
 @group(0) @binding(2) var<storage, read> b: array<u32>;
 
-// What meets elements 4 `at` to 4 `at` + 3 of a row.
+// What elements 4 `at` to 4 `at` + 3 of a row are combined with.
 fn column(at: u32) -> vec4<f32> {
     let row = 4u * at / p.width;
     return vec4<f32>({{ one("b", B, "row") }});

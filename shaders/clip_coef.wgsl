@@ -12,7 +12,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> latch: array<f32>;
 @group(0) @binding(4) var<storage, read_write> clip: array<f32>;
 
-// By its bits: compilers may take comparisons with NaN or infinity away.
+// By its bits: compilers may remove comparisons with NaN or infinity.
 fn is_finite(x: f32) -> bool {
     return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000u;
 }

@@ -22,7 +22,7 @@ fn capped(x: f32) -> f32 {
     {%- set STEP = VECTORS or 1 %}
     let steps = p.classes / {{ STEP }}u;
     let base = row * steps;
-    // Of this thread's logits so far, the largest and the sum of exp(logit - largest): each is read once.
+    // For this thread's logits so far, the largest, and the sum of exp(logit - largest): each logit is read once.
     var largest = -3.0e38;
     var sum = 0.0;
     for (var i = lane; i < steps; i += LANES) {

@@ -14,7 +14,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read> d_loss: array<f32>;
 @group(0) @binding(6) var<storage, read_write> dlogits: array<{{ NUMBERS }}>;
 
-// The gradient for class i of a row, but for the loss's factor.
+// The gradient for class i of a row, without the loss's factor.
 fn gradient(x: f32, i: u32, label: u32, log_sum: f32) -> f32 {
     if (label == IGNORED) {
         return 0.0;

@@ -1,7 +1,7 @@
 // Values of rows that are stored in blocks of the format FORMAT, four neighbours for each thread: of all rows, or with LOOKUP
 // of the rows of tokens that are among the bound ones [first, last).
 struct Params {
-    // Fours of the output, and of a row.
+    // Groups of four elements in the output, and in a row.
     n: u32,
     width: u32,
     first: u32,

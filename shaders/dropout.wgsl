@@ -1,4 +1,4 @@
-// Four elements have one Philox counter, `counter` is that of the first element bound.
+// Four elements share one Philox counter; `counter` is that of the first element bound.
 struct Params {
     n: u32,
     counter: u32,

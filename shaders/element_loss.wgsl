@@ -1,4 +1,4 @@
-// The sum over each row of a loss of single elements, `term(x, label)`; one workgroup per row. NaN labels count nothing.
+// The sum over each row of a loss of single elements, `term(x, label)`; one workgroup per row. NaN labels do not count.
 struct Params {
     rows: u32,
     columns: u32,

@@ -13,8 +13,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> a_magnitudes: array<f32>;
 @group(0) @binding(4) var<storage, read_write> b_magnitudes: array<f32>;
 
-// The larger of what was found and what is finite in 8 elements. As whole numbers, bits of floats that are not negative have
-// the order of the floats.
+// The larger of what was found so far and the finite values among 8 elements. Read as whole numbers, the bits of
+// non-negative floats sort like the floats.
 fn larger(found: vec4<u32>, dtype: u32, words: vec4<u32>) -> vec4<u32> {
     var largest = found;
     for (var half = 0u; half < 2u; half++) {

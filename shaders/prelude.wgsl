@@ -57,7 +57,7 @@ fn decode_four(dtype: u32, words: vec2<u32>) -> vec4<f32> {
     );
 }
 
-// By integers, for not every device has unpack2x16float, and those that have it may flush small numbers to zero.
+// With integers, since not every device has unpack2x16float, and those that have it may flush small numbers to zero.
 fn decode_f16(half: u32) -> f32 {
     let exponent = half & 0x7c00u;
     let shifted = (half & 0x7fffu) << 13u;
@@ -131,7 +131,8 @@ fn pack(dtype: u32, pair: vec2<f32>) -> u32 {
     return encode(dtype, pair.x) | (encode(dtype, pair.y) << 16u);
 }
 
-// tanh of drivers may overflow to NaN; beyond 15 the result is 1 in f32. A NaN stays one, which clamping may end.
+// A driver's tanh may overflow to NaN; beyond 15 the result is 1 in f32. A NaN stays a NaN, which clamping might not
+// keep.
 fn safe_tanh(x: f32) -> f32 {
     return select(tanh(clamp(x, -15.0, 15.0)), x, is_nan(bitcast<u32>(x)));
 }

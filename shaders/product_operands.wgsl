@@ -53,7 +53,7 @@ fn {{ x }}_load(i: u32, count: u32) -> vec4<u32> {
 {{ operand("a", 1, TYPE_A, not TN) }}
 {{ operand("b", 2, TYPE_B, NT) }}
 
-// How many places of a vector from `at` on lie before `end`.
+// How many elements of a vector at `at` lie before `end`.
 fn count_of(at: u32, end: u32) -> u32 {
     return min(end - min(at, end), {{ UNIT }}u);
 }
@@ -110,10 +110,10 @@ NVIDIA's compiler seems to wait for loads where control flow merges. #}
 {% macro begin_b(r) %}{{ begin("b", NT, "n0", "n", r) }}{% endmacro %}
 {#- What a thread knows before its first load: its piece of k, its tile, what it loads. #}
 {% macro begin_all() %}
-    // Tiles in bands of 8, so that tiles that are made at a time share rows of a and b in the cache.
+    // Tiles in bands of 8, so that tiles made at the same time share rows of a and b in the cache.
     let tiles_m = (p.m + TILE - 1u) / TILE;
     let tiles_n = (p.n + TILE - 1u) / TILE;
-    // Not by a function: the reader of WGSL takes what one returns to differ between threads.
+    // Not by a function: the WGSL front end assumes that what a function returns differs between threads.
     let number = group.y * groups.x + group.x;
     let piece = number / (tiles_m * tiles_n);
     if (piece >= p.pieces) {

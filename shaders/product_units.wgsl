@@ -114,7 +114,7 @@ fn main(
     @builtin(subgroup_invocation_id) writer: u32,
 ) {
     {{- begin_all() }}
-    // Where subgroups are smaller than expected, no index goes astray.
+    // Keeps indices within bounds where subgroups are smaller than expected.
     let subgroup = min(subgroup_id, {{ SUBGROUPS - 1 }}u);
     let first_m = subgroup / {{ SUBGROUPS_N }}u * {{ TALL }}u;
     let first_n = subgroup % {{ SUBGROUPS_N }}u * {{ WIDE }}u;
@@ -172,14 +172,15 @@ fn main(
         workgroupBarrier();
     }
     begin_tile(m0, n0, lane);
-    // In two factors, each of which is a number; what they make together may be none.
+    // As two factors, each of which is a finite number, while their product may not be.
     let exponent = -(a_exponent + b_exponent);
     let low = power_of_two(exponent / 2);
     let high = one_if(subgroup_size == SUBGROUP) * power_of_two(exponent - exponent / 2);
     let block = subgroup * ROWS * WIDTH;
     {%- for part_m in range(TALL // 16) %}
         {%- for part_n in range(WIDE // BLOCK) %}
-    // All subgroups store at a time: stores by some of them only are suspected to spill the sums on NVIDIA.
+    // All subgroups store at the same time: storing from only some of them is suspected to spill the sums on NVIDIA
+    // cards.
     workgroupBarrier();
             {%- for i in range(16 // T) %}
                 {%- for j in range(BLOCK // T) %}

@@ -20,7 +20,8 @@ fn search(row: u32, n: u32) -> u32 {
 }
 
 {% if UNITS -%}
-// Of each row of the tile from its first column on, all searched at a time: each step of a search waits for memory.
+// The first chosen element of each row of the tile. All rows are searched at the same time, since each step of a search
+// waits for memory.
 var<workgroup> found: array<u32, TILE>;
 
 fn begin_tile(m: u32, n: u32, lane: u32) {

@@ -27,7 +27,7 @@ fn main(
     var length = p.n;
     if (PARTS == 1u) {
         let slot = p.slot + id / PARTIALS;
-        // A table that does not fit the tensor ends at its last element.
+        // A table that does not fit the tensor is cut off at the tensor's last element.
         start = min(parts[2u * slot], p.n);
         length = min(parts[2u * slot + 1u], p.n - start);
     }

@@ -34,7 +34,7 @@ fn train_resume_and_merge(home: &Path, method: &str, plugins: &str) -> Value {
     ran(home, &train("whole", &format!("--max-steps 12 {constant}")));
     ran(home, "run --resume half --max-steps 12 --device cpu");
     let adapter = |run: &str| std::fs::read(home.join(run).join("adapter/adapter.safetensors")).unwrap();
-    assert!(adapter("half") == adapter("whole"), "the resumed run has another adapter");
+    assert!(adapter("half") == adapter("whole"), "the resumed run has a different adapter");
 
     ran(home, "eval run --split dev --device cpu --json");
     ran(home, "adapter merge run --out merged");

@@ -1,5 +1,5 @@
 //! Methods that act between steps: those of `plugins/more` against PEFT and PyTorch (`golden/more/acting.py` makes the
-//! numbers), exact resume, and one of this file. Needs `cargo build --release` first.
+//! numbers), exact resuming, and a method of this file. Needs `cargo build --release` first.
 
 use serde_json::Value as Json;
 use sparta_core::decoder;
@@ -114,7 +114,7 @@ fn follows(session: &mut Session, weights: &Weights, golden: &TensorFile, method
     }
     for (name, indices) in sets(golden, method, "last") {
         let set = &session.setup().adaptation.index_sets()[&*name].indices;
-        assert!(*set == indices, "{method}: other elements of {name} are trained at the end");
+        assert!(*set == indices, "{method}: different elements of {name} are trained at the end");
     }
     let values = session.trained_values().unwrap();
     for (name, expected) in part(golden, method, "final") {
@@ -192,7 +192,7 @@ impl Method for Gate {
         Ok(Some(Steps { every: 1, gradients: true, whole_gradients: true }))
     }
 
-    /// After a step that changed nothing the gradient of its elements is that of the whole weight there.
+    /// After a step that changed nothing, the gradient of its elements is that of the whole weight there.
     fn on_step(&self, step: &StepInfo, tensors: &mut dyn StepTensors) -> Result<Json, Error> {
         let mut off = 0f32;
         for tensor in &step.tensors {
@@ -205,7 +205,7 @@ impl Method for Gate {
                     assert!(size > 0.0);
                     let pairs = indices.iter().zip(&gradient).map(|(&i, g)| (whole[i as usize] - g).abs() / size);
                     off = pairs.fold(off, f32::max);
-                    // The next elements, where there are any, with changes of their own.
+                    // The next elements, if they are free, with changes that it sets itself.
                     let moved: BTreeSet<u32> = indices.iter().map(|&i| (i + 1).min(whole.len() as u32 - 1)).collect();
                     if moved.len() == indices.len() {
                         tensors.replace(&tensor.name, &moved.into_iter().collect::<Vec<_>>())?;

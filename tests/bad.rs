@@ -1,4 +1,4 @@
-//! Replaces good files by hostile ones, which the real binary reads under a memory limit: each is an error that names
+//! Replaces good files with hostile ones, which the real binary reads under a memory limit: each is an error that names
 //! the place, never a panic, a crash or an endless run. Small files are in `bad/`, large ones are made here.
 
 use parquet::basic::{Compression, ZstdLevel};
@@ -191,7 +191,7 @@ fn deep_json() {
 
 /// A text of 512 MiB, compressed to a page of a few kilobytes.
 #[test]
-fn a_page_that_unpacks_to_a_flood() {
+fn a_page_that_unpacks_to_far_too_much() {
     let place = Place::new();
     place.write("data/train-00000-of-00001.parquet", "");
     let file = place.path("data/train-00000-of-00001.parquet");
@@ -202,7 +202,7 @@ fn a_page_that_unpacks_to_a_flood() {
 
 /// A text of 8 MiB that the file stores once, for each of its rows.
 #[test]
-fn a_dictionary_that_unpacks_to_a_flood() {
+fn a_dictionary_that_unpacks_to_far_too_much() {
     let place = Place::new();
     place.write("data/train-00000-of-00001.parquet", "");
     let file = place.path("data/train-00000-of-00001.parquet");
@@ -217,7 +217,7 @@ fn a_dictionary_that_unpacks_to_a_flood() {
 
 /// A text of 900 KiB, stored once for 1,500 rows: 1.3 GB.
 #[test]
-fn a_data_set_that_unpacks_to_a_flood() {
+fn a_data_set_that_unpacks_to_far_too_much() {
     let place = Place::new();
     place.write("data/train-00000-of-00001.parquet", "");
     let file = place.path("data/train-00000-of-00001.parquet");

@@ -172,7 +172,7 @@ fn help_is_grouped() {
 
 /// An argument that is also the name of a command stays an argument.
 #[test]
-fn the_value_of_an_option_is_no_command() {
+fn the_value_of_an_option_is_not_a_command() {
     let library = format!("{}sparta_method_lora{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
     fs::copy(binary().with_file_name(library), HOME.path().join("plan")).unwrap();
     let plan = ["--plugin", "plan", "plan", "--max-steps", "1", "--device", "cpu", "--json"];
@@ -303,7 +303,7 @@ fn presets_are_listed_briefly() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_crash() {
+fn a_closed_pipe_is_not_a_crash() {
     let mut child = command(&["completions", "zsh"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();

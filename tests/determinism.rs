@@ -80,7 +80,7 @@ fn equal_runs_on_the_cpu_are_equal_whatever_the_threads() {
         let one = run(home.path(), &format!("{method}-1"), method, "cpu", "1");
         let result: Value = serde_json::from_slice(&fs::read(one.join("result.json")).unwrap()).unwrap();
         let check = |key: &str| result["merge_check"][key].as_f64().unwrap_or_else(|| panic!("{method}: no {key}"));
-        assert!(check("largest_difference") <= check("bound"), "{method}: the merged model is another one");
+        assert!(check("largest_difference") <= check("bound"), "{method}: the merged model is a different one");
         for (name, threads) in [("again", "1"), ("two", "2"), ("four", "4")] {
             let other = run(home.path(), &format!("{method}-{name}"), method, "cpu", threads);
             assert_equal(&format!("{method}, {name}"), &one, &other);
@@ -171,7 +171,7 @@ fn the_seed_decides_everything() {
     };
     same_and_other("the initial head", runs.each_ref().map(head));
 
-    // Only dropout: the same weights and batch with another seed.
+    // Only dropout: the same weights and batch with a different seed.
     let batch = runs[0].setup.objective.pack(&runs[0].train[..8]).unwrap();
     let values = session(&runs[0]).trained_values().unwrap();
     let loss = |seed: u64| -> Vec<u8> {

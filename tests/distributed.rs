@@ -1,5 +1,5 @@
 //! Several processes that train together write the same bytes as one: as threads of one process, and as real processes
-//! under `mpiexec`. Needs `cargo build --release` before; `SPARTA_MPICH` names a directory that `.ci/mpich` made.
+//! under `mpiexec`. Needs `cargo build --release` first; `SPARTA_MPICH` names a directory that `.ci/mpich` made.
 
 use sparta_core::Error;
 use sparta_core::job::{EvalReport, Exchange, Observer, RunConfig, RunPlan, RunResult, StepReport, Stopped};
@@ -147,7 +147,7 @@ fn scores_and_acts_have_the_bytes_of_one_process() {
     }
 }
 
-/// Each process computes its own share and adds up the sums of all; the last bits may be others, no more.
+/// Each process computes its own share and adds up the sums of all; only the last bits may differ.
 #[test]
 fn a_fast_exchange_is_close() {
     let home = tempfile::tempdir().unwrap();
@@ -165,9 +165,9 @@ fn a_fast_exchange_is_close() {
     exact.iter().zip(&fast).for_each(|(a, b)| assert!((a - b).abs() < 1e-3 * a, "{a} and {b}"));
 }
 
-/// Stopped after some steps, then resumed by another number of processes, and by one.
+/// Stopped after some steps, then resumed by a different number of processes, and by one.
 #[test]
-fn another_number_of_processes_goes_on_with_the_same_bytes() {
+fn a_different_number_of_processes_continues_with_the_same_bytes() {
     for method in ["sparta --dropout 0.1", "full --optimizer adamw-bf16"] {
         let home = tempfile::tempdir().unwrap();
         let config = alone(home.path(), &format!("{OPTIONS} --method {method}"));

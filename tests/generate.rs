@@ -178,7 +178,7 @@ fn a_seed_repeats_its_texts() {
 
 /// The template begins a user's turn with t1 and ends an answer with t2, which the model generates after 21 tokens.
 #[test]
-fn a_conversation_goes_on() {
+fn a_conversation_continues() {
     let model = model("mistral", Some(299));
     let (prompt, text) = golden("mistral");
     let (question, answer) = (prompt.strip_prefix("t1 ").unwrap(), first(&text, 21));

@@ -97,7 +97,7 @@ fn a_slow_one_is_named() {
 }
 
 #[test]
-fn what_it_prints_is_no_result_and_where_it_goes_is_no_matter() {
+fn a_plugin_may_print_and_change_the_directory() {
     for case in [5, 6] {
         let Some((output, home)) = with(case, &RUN) else { return };
         let (stdout, stderr) = texts(&output);
@@ -124,7 +124,7 @@ fn what_cannot_be_loaded_is_fatal_also_for_other_methods() {
 }
 
 #[test]
-fn what_it_answers_is_checked() {
+fn its_answers_are_checked() {
     refused(7, &RUN, &["a pointer is null"]);
     refused(12, &RUN, &["its answer has 314572800 bytes"]);
     refused(13, &RUN, &["the output has the type bf16, expected f32"]);
@@ -156,7 +156,7 @@ fn one_that_crashes_is_not_installed() {
 }
 
 #[test]
-fn what_it_does_between_steps_is_checked() {
+fn its_changes_between_steps_are_checked() {
     let Some((output, home)) = with(17, &RUN) else { return };
     assert!(output.status.success(), "{}", texts(&output).1);
     assert!(home.path().join("out/adapter/adapter.safetensors").is_file());
@@ -207,7 +207,7 @@ fn an_operation_of_its_own_runs_by_its_function() {
 }
 
 #[test]
-fn what_an_operation_of_its_own_says_is_checked() {
+fn own_operations_are_checked() {
     let cases: [(u32, &[&str]); 6] = [
         (39, &["the WGSL kernel of `twice`, line 2"]),
         (40, &["the WGSL kernel of `twice`: it writes to its input `x`"]),
@@ -242,7 +242,7 @@ fn one_that_cannot_be_merged_runs_and_is_described() {
 
 #[cfg(unix)]
 #[test]
-fn a_pipe_is_no_library() {
+fn a_pipe_is_not_a_library() {
     let home = tempfile::tempdir().unwrap();
     let pipe = home.path().join("pipe.so");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());

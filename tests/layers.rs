@@ -32,8 +32,8 @@ const LAYERS: &[&[&str]] = &[
 /// Directories of the core crates.
 const CORE: &[&str] = &["core/files", "core/graph", "core/kernels", "core/model", "core/train", "core/io", "core"];
 
-/// Where the code may ask whether it runs in a browser: what waits for a device, and which library splits texts. All else is the
-/// same on every platform.
+/// Where the code may ask whether it runs in a browser: what waits for a device, and which library splits texts.
+/// Everything else is the same on every platform.
 const ASK_FOR_WASM: &[&str] = &["core/wgpu/", "core/io/Cargo.toml", "core/io/src/text/tokenizer.rs"];
 
 /// An op is a node of the graph, and its rules build graphs, so these modules define each other.

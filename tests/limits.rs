@@ -247,7 +247,7 @@ fn plans_are_what_devices_use() {
     }
 }
 
-/// Missing features cost time and change no result, but for matrix units, which round differently.
+/// Missing features cost time and change no result, except for matrix units, which round differently.
 #[test]
 fn masked_features_and_the_limits_of_webgpu_train_to_the_same_numbers() {
     let home = tempfile::tempdir().unwrap();
@@ -276,7 +276,7 @@ fn masked_features_and_the_limits_of_webgpu_train_to_the_same_numbers() {
             let Some((on_units, bits)) = run(*options) else { return };
             // Matrix units round elsewhere than f32 does: `golden` compares either with the reference.
             let expected = seen.entry(on_units).or_insert_with(|| bits.clone());
-            assert!(*expected == bits, "{precision:?}: other bits with {options:?}");
+            assert!(*expected == bits, "{precision:?}: different bits with {options:?}");
         }
     }
 }
@@ -300,6 +300,6 @@ fn several_segments_give_the_bits_of_one() {
         };
         let (Some((one, bits)), Some((several, others))) = (run(None), run(Some(256 << 10))) else { return };
         assert!(one == 1 && several > 3, "{one} and {several} segments");
-        assert!(bits == others, "{} {precision:?}: other bits in {several} segments", config.method);
+        assert!(bits == others, "{} {precision:?}: different bits in {several} segments", config.method);
     }
 }

@@ -51,7 +51,7 @@ fn an_interrupted_run_exits_as_shells_have_it() {
 }
 
 #[test]
-fn the_length_of_a_run_is_said() {
+fn the_length_of_a_run_is_shown() {
     let plan = |args: &[&str]| run(&[&["plan", "--method", "head"], args].concat(), &SMALL);
     let more = plan(&["--epochs", "1", "--max-steps", "1000", "--batch-size", "16"]);
     check(&more, 0, &["4 in all, 4 per epoch, each of 16 examples", "--max-steps is 1000, but the run ends"]);
@@ -61,7 +61,7 @@ fn the_length_of_a_run_is_said() {
 }
 
 #[test]
-fn a_mistyped_directory_is_told_from_a_name_on_the_hub() {
+fn a_mistyped_directory_is_distinguished_from_a_name_on_the_hub() {
     let job = |option: &str, value: &str| {
         let (model, data) = (embedded("model"), embedded("data"));
         let (model, data) = (model.to_str().unwrap(), data.to_str().unwrap());

@@ -176,7 +176,7 @@ fn the_next_token_of_answers_alone() {
 }
 
 #[test]
-fn a_target_of_another_kind_is_refused() {
+fn a_target_of_a_different_kind_is_refused() {
     let objectives: [Arc<dyn Objective>; 3] =
         [Arc::new(Classification { classes: 2 }), Arc::new(MultiLabel { labels: 2 }), Arc::new(Regression {})];
     for objective in objectives {
@@ -300,7 +300,7 @@ fn pretraining_is_evaluated_interrupted_and_resumed_exactly() {
     let error = pretrain(&base, &plugins, &open, Start::New, &mut Until::new(1)).unwrap_err().to_string();
     assert!(error.contains("already holds a run"), "{error}");
 
-    // Micro-batches add the same gradients in another order.
+    // Micro-batches add the same gradients in a different order.
     let micro = PretrainConfig { out: home.path().join("micro"), micro_batch_tokens: Some(40), ..base.clone() };
     let mut small = Until::new(usize::MAX);
     pretrain(&micro, &plugins, &open, Start::New, &mut small).unwrap();

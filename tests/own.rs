@@ -1,5 +1,5 @@
 //! Training with operations that a method defines, with and without kernels, compared with the same method built from
-//! the host's operations alone. Needs `cargo build --release` before.
+//! the host's operations alone. Needs `cargo build --release` first.
 
 use sparta_core::decoder;
 use sparta_core::method::{Adaptation, options};
@@ -153,7 +153,7 @@ fn agree(what: &str, a: &(Vec<f64>, BTreeMap<String, Vec<f32>>), b: &(Vec<f64>, 
 /// By its function on the CPU, by its WGSL on a GPU, and by the host's operations alone; the merged weight has few
 /// values.
 #[test]
-fn lr_qat_trains_alike_with_kernels_and_without() {
+fn lr_qat_trains_to_the_same_values_with_and_without_kernels() {
     let method = lr_qat();
     let (mut by_host, _) = open(&mut subjects::cpu(None), Arc::new(Detached(method.clone())));
     let expected = trained(&mut by_host);
@@ -186,7 +186,7 @@ fn its_kernels_are_compared_with_the_subgraph_on_every_device() {
     }
 }
 
-/// Training, resuming, merging and evaluating by the real binary, where the CPU backend is a library of its own.
+/// Training, resuming, merging and evaluating by the real binary, where the CPU backend is a separate library.
 #[test]
 fn lr_qat_passes_the_check() {
     let home = tempfile::tempdir().unwrap();
@@ -207,7 +207,7 @@ fn lr_qat_passes_the_check() {
         std::env::consts::DLL_PREFIX,
         std::env::consts::DLL_SUFFIX
     ));
-    assert!(backend.exists(), "the CPU backend is no library here");
+    assert!(backend.exists(), "the CPU backend is not a library here");
 }
 
 /// 4 bits: at most 15 whole multiples of a row's step.

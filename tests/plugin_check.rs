@@ -104,7 +104,7 @@ fn bad_backends_fail() {
 }
 
 #[test]
-fn what_is_no_plugin_is_refused() {
+fn a_file_that_is_not_a_plugin_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(format!("text{DLL_SUFFIX}"));
     std::fs::write(&path, "no library").unwrap();

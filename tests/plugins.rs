@@ -148,7 +148,7 @@ fn a_plugin_in_cpp_builds_and_passes() {
 }
 
 #[test]
-fn what_fails_is_said() {
+fn failures_are_described() {
     let home = tempfile::tempdir().unwrap();
     let compile = |case: u32| {
         let library = home.path().join(format!("case{case}{DLL_SUFFIX}"));
@@ -171,7 +171,7 @@ fn what_fails_is_said() {
         let results = report["results"].as_array().unwrap().clone();
         results.iter().filter(|result| result["passed"] == false).map(Json::to_string).collect::<Vec<_>>()
     };
-    // Cases of hostile/method.c: one that ends the process, one that fails, one of another type.
+    // Cases of hostile/method.c: one that ends the process, one that fails, one of a different type.
     let Some(ends) = compile(3) else { return sparta_tests::skipped("no C compiler `cc`") };
     assert!(failures(&ends).iter().all(|result| result.contains("the process was ended during a call")));
     let fails = failures(&compile(14).unwrap());

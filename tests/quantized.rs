@@ -1,5 +1,5 @@
 //! Weights that stay in blocks on the device: training and evaluation are bit-identical to those of the decoded model,
-//! and matrices are decoded one at a time. Needs `cargo build --release` before.
+//! and matrices are decoded one at a time. Needs `cargo build --release` first.
 
 use half::f16;
 use serde_json::json;

@@ -42,7 +42,7 @@ fn recorded(run: &Path, kind: &str) -> Value {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn another_build_of_a_plugin_is_refused_wherever_it_would_compute() {
+fn a_different_build_of_a_plugin_is_refused_wherever_it_would_compute() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let run = home.join("run");
@@ -439,7 +439,7 @@ fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 #[test]
-fn a_run_that_is_over_stays_as_it_is_and_its_time_is_that_of_all_processes() {
+fn a_finished_run_stays_as_it_is_and_its_time_covers_all_processes() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     let run = home.join("run");
@@ -532,7 +532,7 @@ fn adapters_that_contradict_themselves_are_refused() {
 }
 
 #[test]
-fn adapters_of_one_seed_say_so_when_they_are_combined() {
+fn combining_adapters_of_one_seed_gives_a_note() {
     let home = tempfile::tempdir().unwrap();
     let home = home.path();
     for (out, seed) in [("a", 0), ("b", 0), ("c", 1)] {

@@ -305,7 +305,7 @@ fn a_run_may_not_become_shorter() {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same() {
+fn a_damaged_checkpoint_is_skipped_and_the_result_is_the_same() {
     let home = tempfile::tempdir().unwrap();
     let [alone, damaged] = ["alone", "damaged"].map(|name| home.path().join(name));
     assert!(start(home.path(), TWENTY, "sparta", "cpu", &alone).wait().unwrap().success());
@@ -323,7 +323,7 @@ fn a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same() {
 
 /// What a power failure can leave: a truncated log or zeros in it. Also a file with the name of a checkpoint.
 #[test]
-fn a_damaged_log_makes_way_for_an_older_checkpoint() {
+fn with_a_damaged_log_an_older_checkpoint_is_used() {
     let home = tempfile::tempdir().unwrap();
     let [alone, damaged] = ["alone", "damaged"].map(|name| home.path().join(name));
     let options = "--max-steps 6 --checkpoint-interval 2 --max-dev 8 --max-test 8 --max-train 96 --batch-size 16";

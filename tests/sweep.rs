@@ -1,5 +1,5 @@
-//! `sparta-cli sweep`, end to end on the embedded job: a grid of which one run fails, gone on with and interrupted; and
-//! the event files of `run --tensorboard`. Needs `cargo build --release` first.
+//! `sparta-cli sweep`, end to end on the embedded job: a grid with one failing run, continued and interrupted; and the
+//! event files of `run --tensorboard`. Needs `cargo build --release` first.
 
 use serde_json::Value;
 use sparta_tests::command::{command, ran};
@@ -9,7 +9,7 @@ use std::process::{Output, Stdio};
 #[cfg(target_os = "linux")]
 use std::time::{Duration, Instant};
 
-/// Three runs; a learning rate of 1e30 gives a loss that is no number.
+/// Three runs; a learning rate of 1e30 gives a loss that is not a number.
 const GRID: &str = "
 [base]
 max-steps = 6
@@ -47,7 +47,7 @@ fn runs(home: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_sweep_keeps_failures_and_goes_on_where_it_was() {
+fn a_sweep_keeps_failures_and_continues_where_it_stopped() {
     let home = tempfile::tempdir().unwrap();
     let first = sweep(home.path(), &["--jobs", "2"]);
     let found = summary(&first);
@@ -63,7 +63,7 @@ fn a_sweep_keeps_failures_and_goes_on_where_it_was() {
     assert_eq!(csv.lines().filter(|line| line.contains(",finished,true,accuracy,")).count(), 2, "{csv}");
     assert!(home.path().join("out/report.html").is_file());
 
-    // A finished run is not touched; one that was interrupted, as its missing result tells, is gone on with.
+    // A finished run is not touched; one that was interrupted, as its missing result shows, is continued.
     let runs = runs(home.path());
     assert_eq!(runs.len(), 3);
     let [head, sparse]: [&PathBuf; 2] = ["head", "sparta"].map(|method| {
@@ -81,14 +81,14 @@ fn a_sweep_keeps_failures_and_goes_on_where_it_was() {
     assert_eq!(time(head), before);
     assert_eq!(fs::read(sparse.join("metrics.jsonl")).unwrap(), log);
 
-    // What has failed is run again only where that is asked for.
+    // A failed run is repeated only on request.
     let third = sweep(home.path(), &["--retry"]);
     assert_eq!(counts(&summary(&third)), [2, 1, 0]);
     assert_eq!(String::from_utf8_lossy(&third.stderr).matches("failed  ").count(), 1);
 }
 
 #[test]
-fn a_dry_run_lists_and_mistakes_are_told_before_anything_runs() {
+fn a_dry_run_lists_and_mistakes_are_reported_before_anything_runs() {
     let home = tempfile::tempdir().unwrap();
     let listed = sweep(home.path(), &["--dry-run"]);
     assert_eq!(summary(&listed).as_array().unwrap().len(), 3);
@@ -155,7 +155,7 @@ fn the_dashboard_needs_a_terminal() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("--tui needs a terminal"));
 }
 
-/// `script` lends a terminal; when it is killed, the terminal is gone.
+/// `script` provides a terminal; when it is killed, the terminal is gone.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_run_whose_terminal_goes_away_ends_and_is_saved() {
@@ -169,7 +169,7 @@ fn a_run_whose_terminal_goes_away_ends_and_is_saved() {
         .current_dir(home.path())
         .envs(inner.get_envs().filter_map(|(k, v)| Some((k, v?))));
     let Ok(mut terminal) = script.stdin(Stdio::piped()).stdout(Stdio::null()).spawn() else {
-        return sparta_tests::skipped("there is no `script` to lend a terminal");
+        return sparta_tests::skipped("there is no `script` to provide a terminal");
     };
     let run = home.path().join("run");
     let wait = |what: &str, done: &dyn Fn() -> bool| {

@@ -24,7 +24,7 @@ fn refused(home: &Path, args: &[&str], parts: &[&str]) {
     failed(&run(home, args), parts);
 }
 
-/// Trains on a table with more options; what stands on standard output.
+/// Trains on a table, with further options; returns what is printed on standard output.
 #[track_caller]
 fn train(home: &Path, data: &str, out: &str, more: &[&str]) -> String {
     let model = model();
@@ -92,7 +92,7 @@ fn classes_of_an_odd_table() {
     let wrong = ["eval", "run", "--data", "wrong.jsonl", "--text", "body", "--label", "kind", "--device", "cpu"];
     refused(home, &wrong, &["wrong.jsonl:1: expected one of the labels film, food, room, got `car`"]);
 
-    // The columns of the training are found again, and lines need none.
+    // The columns used in training are found again, and plain lines need none.
     let predicted = ran(home, &["predict", "run", "my reviews.csv", "--device", "cpu"]);
     assert_eq!(predicted.lines().count(), 90);
     fs::write(home.join("lines.txt"), "the bed was soft\n").unwrap();

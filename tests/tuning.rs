@@ -1,5 +1,5 @@
-//! Training with kernels that were chosen by measuring: the numbers of a run without, the choices in its record, and the same
-//! bits after an interruption. Needs `cargo build --release` first.
+//! Training with kernels that were chosen by measuring: it gives the numbers of a run without them, records the
+//! choices, and has the same bits after an interruption. Needs `cargo build --release` first.
 
 use sparta_core::Result;
 use sparta_core::job::{EvalReport, Observer, RunConfig, RunPlan, StepReport, Stopped};
@@ -136,7 +136,7 @@ fn a_resumed_run_keeps_the_choices_that_it_began_with() {
     assert_eq!(run.go(&split, Start::Resume, usize::MAX).0, Stopped::Completed);
     run.go(&other, Start::New, usize::MAX);
     let bytes = |out: &Path| fs::read(out.join(ADAPTER)).unwrap();
-    assert!(bytes(&whole) == bytes(&split), "the resumed run has other bits");
+    assert!(bytes(&whole) == bytes(&split), "the resumed run has different bits");
     assert!(bytes(&whole) != bytes(&other), "the other choices change nothing, so the test shows nothing");
     assert_eq!(recorded(&split), recorded(&whole));
 

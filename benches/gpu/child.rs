@@ -16,7 +16,7 @@ pub struct Child {
     pub failure: Option<String>,
 }
 
-/// Runs a command, for at most `limit`; then it is ended with all that it has started.
+/// Runs a command for at most `limit`; then it is killed, along with everything it has started.
 ///
 /// Errors: it cannot be started or waited for.
 pub fn run(command: &mut Command, limit: Duration) -> Result<Child, String> {
@@ -53,10 +53,10 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Child, String> {
 }
 
 /// Ends the processes of a child's group, any of which may keep its pipes open. The child must not have been waited
-/// for, or the number may be another's.
+/// for, or its number may already be another process's.
 #[cfg(unix)]
 fn end_group(child: u32) {
-    // The shell has a `kill` of its own on every system. Without one, only the child ends.
+    // Every system's shell has a built-in `kill`. Without one, only the child ends.
     let mut kill = Command::new("sh");
     let _ = kill.args(["-c", "kill -s KILL -- -$0", &child.to_string()]).stderr(Stdio::null()).status();
 }

@@ -39,7 +39,7 @@ struct Args {
     /// Only this device, for example wgpu:0 [default: steps on the best GPU, suites on each]
     #[arg(long, value_name = "ID")]
     device: Option<String>,
-    /// The best card of cuda, and that of wgpu beside it
+    /// The best card through CUDA and, beside it, the best through wgpu
     #[arg(long, conflicts_with = "device")]
     cuda: bool,
     /// Directory for gpu.json, gpu.md and the timelines
@@ -69,7 +69,8 @@ const WORKLOADS: [Workload; 3] = [
     Workload { shape: "110M", peer: "110m", batch: 4, tokens: 128 },
     Workload { shape: "SmolLM2-135M", peer: "smollm2-135m", batch: 8, tokens: 512 },
 ];
-/// Where portable trainers on GPUs have been slower than the CPU beside them, with LoRA on all projections.
+/// A shape for which portable trainers have been slower on a GPU than on the CPU beside it, with LoRA on all
+/// projections.
 const SMALL: Workload = Workload { shape: "SmolLM2-135M", peer: "smollm2-135m", batch: 1, tokens: 512 };
 const LORA_ALL: &str = "lora-all";
 const TINY: [Workload; 1] = [Workload { shape: "64,2,4,2,128,512", peer: "tiny", batch: 2, tokens: 16 }];
@@ -82,14 +83,14 @@ const METHODS: [(&str, &[&str]); 4] = [
     ("full", &["--method", "full"]),
 ];
 
-/// The largest model, which is measured last, and with one method: that of this place in `METHODS`.
+/// The largest model, which is measured last, and with one method: the one at this position in `METHODS`.
 const LARGE: Workload = Workload { shape: "mistral-7b", peer: "mistral-7b", batch: 8, tokens: 256 };
 const OF_LARGE: usize = 1;
 
-/// What changes the results of a card (docs/cuda.md).
+/// Variables that change a card's results (docs/cuda.md).
 const VARIABLES: [&str; 2] = ["SPARTA_CUDA_GRAPHS", "SPARTA_CUDA_TUNE"];
 
-/// The tests of `plugin check` whose products a vendor's library makes.
+/// The tests of `plugin check` whose products a vendor's library computes.
 const PRODUCTS: [&str; 5] = [
     "conformance bf16: matrix products",
     "conformance bf16: chosen elements",
@@ -98,7 +99,7 @@ const PRODUCTS: [&str; 5] = [
     "conformance bf16: attention",
 ];
 
-/// What compute-sanitizer watches: small shapes through every kernel of a training step and its products.
+/// What runs under compute-sanitizer: small shapes that use every kernel of a training step and its products.
 const WATCHED: [&str; 2] = ["conformance bf16: attention", "golden bf16: training gemma sparta_adamw"];
 
 /// The time limits of a single measurement, of a whole suite, and of one of its tests in seconds.
@@ -129,7 +130,7 @@ fn main() -> Result<()> {
     for (i, &part) in parts.iter().enumerate() {
         let now = Instant::now();
         let left = end.saturating_duration_since(now);
-        // These would leave no time to what follows.
+        // These would leave no time for what follows.
         let share = match part {
             Part::Products if i + 1 < parts.len() => 0.25,
             Part::Steps if i + 1 < parts.len() => 0.5,
@@ -173,7 +174,7 @@ impl Runner {
         self.end_of(command, limit)?.success()
     }
 
-    /// Runs a command, whose output counts even if it fails.
+    /// Runs a command whose output counts even if it fails.
     fn end_of(&self, command: &mut Command, limit: Duration) -> std::result::Result<Child, String> {
         let left = self.end.saturating_duration_since(Instant::now());
         if left < Duration::from_secs(5) {
@@ -263,7 +264,7 @@ impl Runner {
         Ok(())
     }
 
-    /// The rate of a large product on each device: what is left of `bench` where every step is left out as too long.
+    /// The rate of a large product on each device: what `bench` still measures if it skips every step as too long.
     fn products(&mut self) -> Result<()> {
         for id in self.chosen()? {
             let what = format!("product on {id}");
@@ -311,7 +312,8 @@ impl Runner {
             let mut command = Command::new("compute-sanitizer");
             command.args(["--tool", tool, "--error-exitcode", "86", "--target-processes", "all"]);
             command.arg(self.args.programs.join("sparta-cli")).args(["plugin", "check", "--device", id]);
-            // Its three tests end before SUITE: ended by this process, the sanitizer might leave behind what it watches.
+            // Its three tests end before SUITE: if this process killed the sanitizer, the program that it watches might
+            // be left running.
             command.args(WATCHED.iter().flat_map(|name| ["--test", name])).args(["--limit", "75"]);
             match self.end_of(&mut command, SUITE) {
                 Ok(child) => {
@@ -417,7 +419,7 @@ impl Runner {
                 self.report.suites.push((id.to_owned(), result));
                 child.failure
             }
-            // It was ended, but has printed each test.
+            // It was killed, but has printed each test that it finished.
             Err(why) => Some(format!("{}\n{}", child.failure.unwrap_or(why), child.stderr)),
         }
     }

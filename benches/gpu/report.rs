@@ -104,7 +104,7 @@ impl Report {
         Ok(())
     }
 
-    /// Where the CPU has taken the same step: in its faster precision.
+    /// Compares each step with the same step on the CPU, in the CPU's faster precision.
     fn write_beside_cpu(&self, out: &mut String) -> std::fmt::Result {
         let seconds = |step: &StepsCell| step.measured["step_s"].as_f64();
         for ours in self.steps.iter().filter(|ours| ours.device != "cpu") {

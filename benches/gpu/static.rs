@@ -66,13 +66,13 @@ fn cuda() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// All but those that only products and attention on matrix units need.
+/// All kernels except those that only products and attention on matrix units need.
 fn translated() -> impl Iterator<Item = (String, Kernel)> {
     let on_units = |kernel: &Kernel| kernel.constants.iter().any(|(name, _)| *name == "UNITS");
     kernels().into_iter().filter(move |(_, kernel)| !on_units(kernel) && kernel.name != "magnitude")
 }
 
-/// The number that ends before `after` in a report, where the text before it ends in `before`.
+/// The number that stands between `before` and `after` in a report.
 fn number_before(report: &str, before: &str, after: &str) -> String {
     let found = report.split(after).next().filter(|found| found.len() < report.len());
     let number = found.and_then(|found| found.rsplit(before).next()).map(str::trim);

@@ -3,7 +3,7 @@
     python peer.py --shape 15M --batch 16 --tokens 64 --method sparta --density 0.05 --threads 2
 
 sdpa attention, fused AdamW, classification of sequences without padding. With `--precision bf16` weights, activations,
-gradients and moments are bf16, but for SpaRTA's deltas and what peft keeps in f32.
+gradients and moments are bf16, except for SpaRTA's deltas and what peft keeps in f32.
 
 SpaRTA in f32 has its published form: before each forward pass the chosen elements are written into the frozen weight by
 `index_put_`, and autograd differentiates that, which computes the dense gradient of every weight. In bf16 a hook gathers

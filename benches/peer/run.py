@@ -76,7 +76,7 @@ def build(*what):
 
 
 def processor():
-    """What the machine says of itself: a virtual one often hides the product's name, but not the family and model."""
+    """What the machine says about itself: a virtual one often hides the product's name but not the family and model."""
     lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     of = dict(line.split("\t", 1) for line in lines if "\t" in line)
     get = lambda key: of.get(key, "").lstrip("\t: ")

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
 pub enum AdapterCommand {
-    /// Merge the adapter into the base model, write the full model, and verify that both compute the same
+    /// Merge the adapter into the base model, write the full model, and verify that both agree
     Merge(MergeArgs),
     /// Write the adapter in another format
     Export(ExportArgs),

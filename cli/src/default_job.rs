@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn many_unpack_at_once_and_none_takes_it_from_another() {
+    fn concurrent_unpacking_is_safe() {
         let home = tempfile::tempdir().unwrap();
         let cache = &home.path().join("sparta");
         std::thread::scope(|scope| {

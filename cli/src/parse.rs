@@ -187,7 +187,7 @@ struct First {
 }
 
 impl First {
-    /// The first pass: accepts any value, and takes unknown options for the method's. Errors are left to the second
+    /// The first pass: accepts any value, and treats unknown options as the method's. Errors are left to the second
     /// pass.
     fn pass(argv: &[String]) -> First {
         let mut command = any_value(base_command()).mut_subcommands(any_value);

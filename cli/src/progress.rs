@@ -48,7 +48,7 @@ pub fn interrupt() -> bool {
     first
 }
 
-/// Makes the end of standard input ask the run to stop, without counting as a Ctrl-C.
+/// Asks the run to stop when standard input ends, without counting as a Ctrl-C.
 pub fn end_with_stdin() {
     let watch = || {
         // An input that cannot be read counts as ended.

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn only_line_ends_and_a_byte_order_mark_are_no_part_of_a_text() {
+    fn only_line_ends_and_a_byte_order_mark_are_not_part_of_a_text() {
         assert_eq!(read("\u{feff} a \r\nb\t\n\u{a0}c ").unwrap(), texts(&[" a ", "b\t", "\u{a0}c "]));
         assert_eq!(read("\u{feff}{\"text\": \" a \"}\n").unwrap(), texts(&[" a "]));
     }

@@ -110,8 +110,8 @@ fn draw_until_closed(mut terminal: DefaultTerminal, state: &Mutex<State>, closin
     }
 }
 
-/// Reads keys until the terminal is closed, which stops the run cleanly. Not by crossterm's events: it would busy-loop,
-/// as it takes end of input for no input yet.
+/// Reads keys until the terminal is closed, which stops the run cleanly. Crossterm's events are not used: they
+/// busy-loop at the end of input, which they treat as no input yet.
 fn read_keys() {
     let mut keys = [0; 64];
     loop {

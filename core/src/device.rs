@@ -126,9 +126,9 @@ impl Devices {
         self.by_name(wanted)
     }
 
-    /// The device for one of several processes on this machine: of a list such as `wgpu:0,wgpu:1` or `cuda:0,1` the one at
-    /// its place, else what [`Devices::select`] says and, for `auto` and the name of a backend, the devices of the same kind
-    /// after it. More processes than devices share them.
+    /// The device for one of several processes on this machine: from a list such as `wgpu:0,wgpu:1` or `cuda:0,1` the
+    /// one at its position; otherwise the device that [`Devices::select`] gives, followed, for `auto` and the name of a
+    /// backend, by the later devices of the same kind. If there are more processes than devices, they share them.
     ///
     /// Errors: those of [`Devices::select`].
     pub fn select_for(&self, wanted: &str, local_rank: usize) -> Result<&DeviceInfo> {
@@ -206,7 +206,7 @@ fn best<'a>(devices: impl Iterator<Item = &'a DeviceInfo>) -> Option<&'a DeviceI
         DeviceKind::Other => 4,
         DeviceKind::SoftwareGpu => 5,
     };
-    // A card without an address may be listed by two backends, of which one leaves more memory to its own use.
+    // Two backends may list the same card without an address; the one that leaves more of its memory to the run wins.
     devices.min_by_key(|device| (rank(device), device.products.is_empty(), Reverse(device.memory.unwrap_or(0))))
 }
 
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_was_not_meant_is_not_asked() {
+    fn a_backend_that_is_not_named_is_not_asked() {
         let devices = Devices::new(vec![Box::new(Fake("broken", Vec::new())), Box::new(cpu())]);
         assert_eq!(picked(&devices, "cpu"), "cpu");
     }

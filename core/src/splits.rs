@@ -94,7 +94,7 @@ fn texts(example: &Example) -> Vec<&str> {
     example.texts().collect()
 }
 
-/// A note on texts of another file that also occur in train's; `None` if there are none.
+/// A note on the texts that another file shares with those of train; `None` if there are none.
 fn shared(
     split: &str,
     parts: &[String],
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_part_gives_a_fifth_and_says_so() {
+    fn a_small_part_gives_a_fifth_and_a_note() {
         let splits = deal(&fake(50), 2, 7).unwrap();
         assert_eq!((splits.train.len(), splits.dev.len()), (40, 10));
         assert!(splits.origins.notes[0].contains("only 50"), "{:?}", splits.origins.notes);
@@ -352,7 +352,7 @@ mod tests {
         assert!(overlapping.contains("share examples of train"), "{overlapping}");
     }
 
-    /// Texts that are numbered from another start in each part.
+    /// Texts that are numbered from a different start in each part.
     struct Overlapping(Recipe);
 
     impl Dataset for Overlapping {

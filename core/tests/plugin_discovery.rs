@@ -188,7 +188,7 @@ fn damaged_files_are_refused() {
 /// An ELF header says in byte 18 for which machine it is.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[test]
-fn a_library_for_another_machine_is_refused() {
+fn a_library_for_a_different_machine_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let Some(library) = compile_task(dir.path(), "libtask") else { return };
     let mut bytes = std::fs::read(&library).unwrap();

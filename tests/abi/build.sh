@@ -1,6 +1,6 @@
 #!/bin/sh
-# The libraries of this directory from their sources and the headers of ABI 1.3 and 1.4. They are kept as they were built then:
-# a library that is built anew says nothing about those that users have.
+# Builds the libraries of this directory from their sources and the headers of ABI 1.3 and 1.4. They are kept as they
+# were built then: a library that is built anew says nothing about those that users have.
 set -eu
 cd "$(dirname "$0")"
 build() {

@@ -181,7 +181,7 @@ fn a_merged_model_has_the_hugging_face_layout() {
 }
 
 #[test]
-fn what_is_exported_for_peft_is_what_peft_wrote() {
+fn an_export_for_peft_equals_what_peft_wrote() {
     for family in FAMILIES {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("peft");
@@ -257,7 +257,7 @@ fn the_text_part_of_a_model_with_images_is_trained_merged_and_exported() {
     close(&logits(&again, "gemma3"), &golden_logits("gemma3"), 5e-5);
 }
 
-/// The golden adapter with another configuration.
+/// The golden adapter with a different configuration.
 fn reconfigured(change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let from = golden("gemma").join("peft_adapter");
@@ -277,7 +277,7 @@ fn settings_of_peft_count_or_are_refused() {
         config.insert("lora_alpha".into(), (2.0 * 8f64.sqrt()).into());
     });
     close(&logits(&open(stable.path(), "gemma"), "gemma"), &golden_logits, 5e-5);
-    // ... and a pattern overrides what would be another scale.
+    // ... and a pattern overrides what would otherwise be a different scale.
     let pattern = reconfigured(|config| {
         config.insert("lora_alpha".into(), 1.into());
         config.insert("alpha_pattern".into(), serde_json::json!({"q_proj": 16, ".*v_proj": 16.0}));

@@ -103,7 +103,7 @@ fn formats_carry_the_same_adapter() {
     fail(&["adapter", "export", lora, "--format", "sparse-deltas", "--out", "x"], "hold single elements");
     fail(&["adapter", "export", lora, "--format", "patch", "--out", "x"], "holds single elements");
 
-    // Super-Tuning: the same model, with the names of its classes; and again.
+    // Exported as Super-Tuning, it is the same model with the same class names; exported once more, too.
     let predictions = predicted(&A);
     assert!(predictions.contains("positive") && predictions.contains("negative"), "{predictions}");
     succeed(&["adapter", "export", &A, "--format", "peft", "--out", "elements"]);
@@ -124,7 +124,7 @@ fn predicted(adapter: &str) -> String {
 
 /// The patch, applied to the base model as vLLM does, gives the merged model in bf16.
 #[test]
-fn a_patch_makes_the_merged_model_of_the_base() {
+fn a_patch_turns_the_base_into_the_merged_model() {
     succeed(&["adapter", "export", &A, "--format", "patch", "--out", "patch"]);
     succeed(&["adapter", "merge", &A, "--out", "patched", "--dtype", "bf16", "--device", "cpu"]);
     let patch = TensorFile::open(HOME.path().join("patch/patch.safetensors")).unwrap();
@@ -176,7 +176,7 @@ fn settings_of_sparse_adapters_of_peft_are_read_or_refused() {
         "`save_precomputed_indices` is false",
     );
     refused("SHIRA", serde_json::json!({"fan_in_fan_out": true}), "`fan_in_fan_out` is true");
-    // The values of LoRA are whole tensors of no model here.
+    // LoRA's values would be whole tensors that the model does not have.
     refused("SHIRA", serde_json::json!({}), "lora_A");
 }
 

@@ -70,7 +70,8 @@ fn products_on_a_card_are_right() {
     passes(&dir, &["conformance bf16: chosen elements"], &[("SPARTA_CUDA_TUNE", "1")]);
 }
 
-/// Recorded plans give the bits of plans that run launch by launch, as they do where recording fails, which is said.
+/// Recorded plans give the same bits as plans that run launch by launch. If recording fails, plans run that way, with a
+/// warning.
 #[test]
 fn training_on_a_card_is_the_same_recorded_or_not() {
     let line = "run --device cuda:0 --precision tf32 --method lora --max-steps 4 --batch-size 2 --max-train 16 \
@@ -91,14 +92,14 @@ fn training_on_a_card_is_the_same_recorded_or_not() {
     assert_eq!(said.matches("plans run launch by launch, since they cannot be recorded").count(), 1, "{said}");
 }
 
-/// A run is planned for the memory that others leave, and says why it is so little.
+/// A run is planned for the memory that other processes leave, with a warning that says why it is so little.
 #[test]
-fn what_others_use_of_a_card_is_left_to_them() {
+fn memory_that_others_use_on_a_card_is_left_to_them() {
     let Some(dir) = libraries(&["-DCARDS=2", "-DUSED=(2047ull<<20)"]) else { return };
     let home = tempfile::tempdir().unwrap();
     let output = run(&dir, home.path(), &["run", "--device", "cuda:1", "--max-steps", "1", "--out", "out"], &[]);
     let said = text(&output.stderr);
     assert!(!output.status.success(), "{}{said}", text(&output.stdout));
-    let warning = "warning: cuda:1: others use the card: 1.0 MiB of 1.50 GiB are left";
+    let warning = "warning: cuda:1: others use the card: 1.0 MiB of 1.50 GiB is free";
     assert!(said.contains(warning) && said.contains("but the device has 1.0 MiB. To make it fit"), "{said}");
 }

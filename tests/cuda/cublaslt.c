@@ -1,5 +1,5 @@
 /* The part of `libraries.c` that stands in for libcublasLt. Matrices lie column by column, as its manual says; what the
- * manual asks of types, strides, addresses and attributes is checked, and a call that breaks it says so on stderr. 16-bit
+ * manual asks of types, strides, addresses and attributes is checked, and a violation is reported on stderr. 16-bit
  * factors, and f32 ones as TF32, are summed as tensor cores sum them, and a 16-bit result is rounded before a bias is added
  * to it, as the library seems to do for some shapes.
  *
@@ -189,7 +189,7 @@ static void put(const Layout *layout, void *data, uint64_t row, uint64_t column,
 }
 
 /* 16 addends and the sum so far are cut off two bits below f32's last, as seen from the largest of them, and their sum is
- * cut off to f32: what was found of an H100. */
+ * cut off to f32, as was found on an H100. */
 static double tensor_core_sum(double sum, const double *addends, int count) {
     double largest = fabs(sum), exact = 0, plain = sum;
     for (int i = 0; i < count; i++) largest = fmax(largest, fabs(addends[i])), plain += addends[i];

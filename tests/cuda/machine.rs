@@ -86,7 +86,7 @@ impl Emulated {
     fn range(&self, address: u64, bytes: usize) -> *mut u8 {
         let block = self.memory.range(..=address).next_back();
         let inside = block.is_some_and(|(start, size)| address + bytes as u64 <= start + *size as u64);
-        assert!(inside, "{bytes} bytes at {address:#x} are not in memory of this machine");
+        assert!(inside, "{bytes} bytes at {address:#x} are not in this machine's memory");
         address as *mut u8
     }
 
@@ -110,7 +110,7 @@ fn kept() -> PathBuf {
 }
 
 fn flags() -> Vec<&'static str> {
-    // Without unique symbols, of which a process has one each: threads with machines of their own would share stacks.
+    // A unique symbol exists once per process: threads with separate machines would share stacks.
     let mut flags = vec!["-std=c++17", "-O1", "-ffp-contract=off", "-fno-gnu-unique", "-fPIC", "-shared", "-w"];
     flags.extend(std::env::var_os("SPARTA_CUDA_ADDRESSES").map(|_| "-fsanitize=address"));
     flags
@@ -367,7 +367,7 @@ impl Values {
 
     fn set(&self, row: usize, column: usize, value: f32) {
         let at = self.at(row, column);
-        // SAFETY: as of `get`.
+        // SAFETY: as in `get`.
         unsafe {
             match self.form.dtype {
                 DType::BF16 => at.cast::<u16>().write(bf16::from_f32(value).to_bits()),

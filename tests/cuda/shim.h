@@ -98,7 +98,7 @@ inline const char* block(unsigned lanes, int order, char* stacks) {
         bool moved = false;
         for (unsigned n = 0; n < warps; n++) {
             unsigned first = 32 * (order == 1 ? warps - 1 - n : n), end = min(first + 32, lanes);
-            // In other orders than the first a warp goes on until it waits for the block.
+            // In orders other than the first, a warp keeps running until it waits for the block.
             for (bool again = true; again; again = order != 0) {
                 bool goes;
                 if (const char* wrong = warp_goes(first, end, goes)) return wrong;

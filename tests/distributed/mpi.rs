@@ -20,14 +20,14 @@ fn mpich() -> Option<PathBuf> {
     found
 }
 
-/// `mpiexec` in this home; each process has a thread.
+/// `mpiexec` in this home; each process has one thread.
 fn launcher(mpich: &Path, home: &Path) -> Command {
     let mut command = in_home(Command::new(mpich.join("bin/mpiexec")), home);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).env("RAYON_NUM_THREADS", "1");
     command
 }
 
-/// `mpiexec` with these words and then the command with those.
+/// `mpiexec` with `words` as its options, then the command with the arguments in `line`.
 fn mpiexec(mpich: &Path, home: &Path, words: &str, line: &str) -> Command {
     let mut command = launcher(mpich, home);
     command.args(words.split_whitespace()).arg(binary()).args(line.split_whitespace());
@@ -77,7 +77,7 @@ fn signal(process: u32, name: &str) {
     assert!(Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status().unwrap().success());
 }
 
-/// The process that has started another one.
+/// The process that started this one.
 fn parent(process: u32) -> u32 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
@@ -108,7 +108,7 @@ fn wait_for_steps(child: &mut Child, out: &Path, steps: usize) {
     }
 }
 
-/// What a launch ends with; fails where it does not end.
+/// The output of a launch; fails if it does not end.
 fn end(mut child: Child) -> Output {
     let begin = Instant::now();
     while child.try_wait().unwrap().is_none() {
@@ -150,14 +150,14 @@ fn a_launch_needs_no_option() {
     assert_equal_runs("two processes", &home.path().join("alone"), &out);
 }
 
-/// Without shared memory, in a network namespace of its own, which counts the bytes.
+/// Without shared memory, in a separate network namespace, which counts the bytes.
 #[test]
 fn messages_by_tcp_change_nothing() {
     let Some(mpich) = mpich() else { return };
     let home = tempfile::tempdir().unwrap();
     ran(home.path(), &format!("run {OPTIONS} --out alone"));
     let mut plain = mpiexec(&mpich, home.path(), "-n 2", &format!("run {OPTIONS} --out tcp --json"));
-    // The wheel's default is UCX, which takes shared memory all the same.
+    // The wheel's default is UCX, which uses shared memory all the same.
     plain.env("MPIR_CVAR_NOLOCAL", "1").env("MPIR_CVAR_CH4_NETMOD", "ofi").env("FI_PROVIDER", "tcp");
     let namespace = Command::new("unshare").args(["-n", "true"]).status().is_ok_and(|status| status.success());
     if namespace {
@@ -186,10 +186,11 @@ fn messages_by_tcp_change_nothing() {
     assert_equal_runs("tcp", &home.path().join("alone"), &home.path().join("tcp"));
 }
 
-/// Kills three times, and a different number of processes continues. At first the launcher ends the others, and on a
-/// busy machine may name one of those. Then the launcher is stopped, and the others find out which one was killed.
+/// Kills a process three times, and continues with a different number of processes each time. At first the launcher
+/// ends the others, and on a busy machine may name one of them. Then the launcher is suspended, and the others find out
+/// which process was killed.
 #[test]
-fn a_killed_process_ends_all_and_the_run_goes_on() {
+fn a_killed_process_ends_all_and_the_run_can_be_continued() {
     let Some(mpich) = mpich() else { return };
     let home = tempfile::tempdir().unwrap();
     ran(home.path(), &format!("run {LONG} --out alone"));
@@ -229,7 +230,7 @@ fn a_killed_process_ends_all_and_the_run_goes_on() {
     assert_equal_runs("killed", &home.path().join("alone"), &out);
 }
 
-/// One that stands still for some seconds is waited for.
+/// The others wait for a process that stalls for some seconds.
 #[test]
 fn a_slow_process_is_waited_for() {
     let Some(mpich) = mpich() else { return };
@@ -292,8 +293,8 @@ fn a_full_disk_ends_all_with_its_message() {
     assert_eq!(equal, Some([true; 3]), "{}", self::text(&resumed));
 }
 
-/// What two processes print of which the second one has other words before its program, another program or another line.
-/// They must differ, and nothing may be begun.
+/// What two processes print if the second has other options of `mpiexec`, a different program or a different command
+/// line. The error must name the difference, and nothing may be begun.
 fn refused(mpich: &Path, home: &Path, line: &str, (words, program, other): (&[&str], &Path, &str)) -> String {
     let out = home.join("run").display().to_string();
     let mut command = launcher(mpich, home);
@@ -377,7 +378,7 @@ fn a_launch_is_measured() {
     let steps: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let number = |name: &str| steps[0][name].as_f64().unwrap();
     assert!(steps.as_array().unwrap().len() == 1 && number("processes") == 2.0, "{steps}");
-    // The gradients of the other one, of which there is one micro-batch in a step.
+    // The gradients of the other process's one micro-batch in a step.
     let one = launched(&mpich, home.path(), 1, line);
     succeeded(&one);
     let simulated: serde_json::Value = serde_json::from_slice(&one.stdout).unwrap();

@@ -17,7 +17,7 @@ const TOKENS: [u32; 15] = [1, 17, 250, 33, 4, 5, 61, 100, 99, 230, 12, 13, 7, 8,
 /// Tokens of the golden models.
 const VOCABULARY: usize = 300;
 
-/// Logarithms of probabilities of about -10, by sums in another order.
+/// Logarithms of probabilities of about -10, from sums in a different order.
 const ROUNDING: f64 = 1e-4;
 
 /// As [`ROUNDING`], where llama.cpp takes GELU from a table of f16, whose entries are off by up to a 2048th.

@@ -112,7 +112,7 @@ fn a_merged_adapter_in_a_file_computes_what_peft_does() {
 }
 
 #[test]
-fn a_model_in_a_file_computes_what_it_did() {
+fn a_model_in_a_file_computes_the_same_logits() {
     for family in ["llama", "gemma", "mistral", "qwen2", "qwen3"] {
         let base = without_windows(family);
         let applied = open(base.path(), None);

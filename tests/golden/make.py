@@ -47,7 +47,7 @@ FAMILIES = {
     "qwen3": dict(seed=606),
 }
 TRAINED = ["gemma", "gemma3", "mistral", "phi3"]
-# Families whose runs are repeated; of another only the adapter, the losses and the logits after training are kept.
+# Families whose runs are repeated; of the others, only the adapter, the losses and the logits after training are kept.
 REPEATED = ["gemma", "mistral", "phi3"]
 METHODS = {
     "full": dict(lr=1e-3, weight_decay=0.1),

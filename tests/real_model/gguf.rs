@@ -88,13 +88,13 @@ fn it_writes_trains_and_is_merged() {
     assert_eq!(result["steps"], 2, "{result}");
     let evaluated = last_json(&succeed(&["eval", &out, "--split", "dev", "--device", "cpu", "--json"]));
     assert!(evaluated.is_object(), "{evaluated}");
-    // Additions to the layers, and the elements back in the file's own types.
+    // A run of LoRA, and the bf16 run's adapter merged in the file's own types.
     let lora = HOME.path().join("gguf-lora").to_str().unwrap().to_owned();
     let run = ["run", "--model", file, "--data", &data, "--out", &lora, "--task", "classify", "--method", "lora"];
     let common = ["--max-steps", "2", "--device", "cpu", "--json", "--batch-size", "4"];
     let result = last_json(&succeed(&[&run[..], &common].concat()));
     assert_eq!(result["steps"], 2, "{result}");
-    // By default, quantized weights are computed with like 16-bit ones.
+    // By default, quantized weights are used in computations as 16-bit ones are.
     let reason = plan(&lora)["precision"]["reason"].to_string();
     assert!(reason.contains("quantized") || reason.contains("does not multiply 16-bit floats"), "{reason}");
     let own = HOME.path().join("own.gguf").to_str().unwrap().to_owned();

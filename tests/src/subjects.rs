@@ -6,7 +6,7 @@ use sparta_graph::Backend;
 use sparta_suites::Subject;
 use sparta_wgpu::{Options, WgpuBackend};
 
-/// What a software driver says to loops that are longer than it runs them.
+/// What a software driver says about loops that are longer than it can run.
 const LONG_LOOP: &str = "this software driver can loop over";
 
 pub fn cpu(threads: Option<usize>) -> Subject<'static> {

@@ -1,4 +1,4 @@
-// What the program calls: its events go to whoever listens, and it asks whether it is to stop.
+// What the program calls: its events go to whoever listens, and it asks whether to stop.
 export const host = { listener: () => {}, stop: false };
 
 export function emit(text) {

@@ -39,7 +39,7 @@ function show() {
     const own = form.source.value === 'own';
     const free = sparta !== null && doing === null;
     element('own').hidden = !own;
-    // The browser does not ask for fields that it does not show.
+    // Or the browser would require fields that it does not show.
     element('own').disabled = !own;
     const ready = free && (own ? has.model && has.data : embedded !== null);
     element('start').disabled = !ready;
@@ -53,7 +53,7 @@ function show() {
     for (const id of ['predict', 'measure', 'write']) {
         element(id).disabled = !free || adapter === null;
     }
-    // A model of one's own writes without an adapter, too.
+    // The user's own model can write without an adapter, too.
     element('write').disabled &&= !free || !(own && has.model);
 }
 
@@ -166,7 +166,7 @@ async function resume() {
 
 async function run(asked, work) {
     const curve = new Curve(losses, total);
-    // A program that has ended does not say.
+    // A program that has ended does not answer.
     const showTab = () => sparta.memory().then((bytes) => { element('tab').textContent = mebibytes(bytes); }, () => {});
     let [result, begun] = [null, false];
     const earlier = unfinished;
@@ -194,7 +194,8 @@ async function run(asked, work) {
             message: log,
         });
     } finally {
-        // What an error has left can be used, too: the earlier run, if this one has not begun. A program that has ended has nothing.
+        // What is left after an error can be used, too: the earlier run, if this one has not begun. A program that has ended has
+        // nothing.
         const left = await sparta.list(asked.out).catch(() => []);
         const own = begun || result !== null;
         const over = result !== null && result.stopped !== 'interrupted';

@@ -1,4 +1,4 @@
-/** What is done while something is loaded: bytes so far, and of all. */
+/** Called while something is loaded, with the bytes so far and in all. */
 export type Progress = (done: number, total: number) => void;
 
 /** A run. All names are those of files and directories that were given to `put` or `load`. */
@@ -7,7 +7,7 @@ export interface Job {
     model: string;
     /** A table, or a directory of them. */
     data: string;
-    /** `classify` for anybody's table, `sft` for prompts and answers, `text` for documents, or a task of GLUE. */
+    /** `classify` for any table with labels, `sft` for prompts and answers, `text` for documents, or a task of GLUE. */
     task: string;
     method: 'sparta' | 'lora' | 'full' | 'head';
     /** Options of `sparta-cli run` by name, without dashes: `{ epochs: 4, 'batch-size': 16, lr: 5e-3 }`. */
@@ -15,7 +15,7 @@ export interface Job {
     /** Options of the method and the task, as `sparta-cli plugin list` names them. */
     methodOptions?: Record<string, unknown>;
     taskOptions?: Record<string, unknown>;
-    /** Puts texts to an instruction model as a prompt. */
+    /** Puts each text into a prompt for an instruction model. */
     instruct?: boolean;
     /** The run's directory, which is emptied once the plan fits; neither `model` nor `data` is in it. */
     out: string;
@@ -28,7 +28,7 @@ export interface Device {
     name: string;
     kind: string;
     driver: string;
-    /** Bytes, of a software device as far as the browser tells. */
+    /** In bytes; that of a software device only if the browser tells it. */
     memory: number | null;
     max_buffer: number;
     max_binding: number | null;
@@ -93,7 +93,7 @@ export interface Result {
     planned_memory: number;
 }
 
-/** What is told while a job is done. */
+/** What is called while a job runs. */
 export interface Listener {
     plan?(plan: Plan, more: { text: string }): void;
     step?(step: Step, more: { tokensPerSecond: number }): void;
@@ -114,7 +114,7 @@ export interface Output {
 export interface Generated {
     text: string;
     tokens: number;
-    /** Why the text ended: by the model, by the number of tokens, by its context, or by `stop`. */
+    /** What ended the text: the model, the number of tokens, the context, or `stop`. */
     finish: 'stop' | 'length' | 'context' | 'interrupted';
     prompt_tokens: number;
 }
@@ -187,8 +187,8 @@ export class Sparta {
         on?: Listener,
     ): Promise<Generated>;
     /**
-     * Ends training after its step, and what was learned is kept; or a text that is being written, which is then what there is of
-     * it. Other jobs do not stop.
+     * Stops training after the current step, keeping what was learned; or stops writing a text, whose beginning is the result.
+     * Other jobs do not stop.
      */
     stop(): void;
     /** Ends the worker and gives its memory back. All promises, later ones too, are rejected. */

@@ -64,7 +64,7 @@ export class Sparta {
         if (!response.ok) {
             throw new Error(`${url}: ${response.status} ${response.statusText}`);
         }
-        // Of a compressed answer, the length is that of what is sent; the file then grows beyond it.
+        // The length of a compressed answer is that of the bytes sent; the file then grows beyond it.
         const total = Number(response.headers.get('content-length')) || 0;
         await this.#call('create', { name, room: total });
         let done = 0;

@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use wasm_bindgen::prelude::wasm_bindgen;
 
-/// Bytes of the last request without an answer.
+/// Bytes of the last request that failed.
 static REFUSED: AtomicUsize = AtomicUsize::new(0);
 
 struct Remembering;
@@ -12,8 +12,8 @@ struct Remembering;
 #[global_allocator]
 static ALLOCATOR: Remembering = Remembering;
 
-/// The bytes for which there was no memory since the last job began; 0 if there was for all. A program that has ended is asked,
-/// too: a request without an answer ends it without a panic.
+/// The bytes of the last request that has failed since the last job began; 0 if none has. Even a program that has ended
+/// can be asked: a failed request ends it without a panic.
 #[wasm_bindgen]
 pub fn refused() -> f64 {
     REFUSED.load(Relaxed) as f64

@@ -13,8 +13,8 @@ const ENTRIES: [Entry; 8] = [
     sparta_task_text::entry,
 ];
 
-/// All of them. An adapter may have been made with the same plugins as libraries, whose bytes cannot be compared here: that
-/// is told, and accepted.
+/// All of them. An adapter may have been made with the same plugins as libraries, whose bytes cannot be compared here:
+/// that is reported, and accepted.
 pub fn all() -> PluginSet {
     let mut plugins = PluginSet::discover(&DiscoverOptions { allow_other: true, ..DiscoverOptions::default() });
     for entry in ENTRIES {

@@ -1,4 +1,4 @@
-// A hidden tab trains on, and one that the browser freezes goes on when it is shown. Playwright keeps its pages visible, so this
+// A hidden tab keeps training, and one that the browser freezes continues when it is shown. Playwright keeps its pages visible, so this
 // part speaks Chromium's protocol itself.
 const assert = require('node:assert/strict');
 const { spawn } = require('node:child_process');

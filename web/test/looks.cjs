@@ -1,4 +1,5 @@
-// How the page looks in both schemes, on a desktop and on a phone, and whether it can be used without a mouse and without eyes.
+// How the page looks in both schemes, on a desktop and on a phone, and whether it can be used without a mouse and
+// without sight.
 const assert = require('node:assert/strict');
 const { join } = require('node:path');
 const { out } = require('./browser.cjs');

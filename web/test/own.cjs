@@ -1,4 +1,4 @@
-// Models and tables of one's own, by drag and drop and by file input: a small model, and SmolLM2-135M where .ci/smollm2 has made it.
+// The user's own models and tables, by drag and drop and by file input: a small model, and SmolLM2-135M where .ci/smollm2 has made it.
 const assert = require('node:assert/strict');
 const { existsSync, readdirSync, statSync, writeFileSync } = require('node:fs');
 const { join } = require('node:path');

@@ -1,5 +1,5 @@
-// The page without the program, for which stand-in.js stands: what a visitor does at the wrong time or wrongly, what fails beside
-// training, and browsers that cannot train.
+// The page with stand-in.js in place of the program: what a visitor does at the wrong time or wrongly, what fails
+// beside training, and browsers that cannot train.
 const assert = require('node:assert/strict');
 const { execFileSync } = require('node:child_process');
 const { readFileSync, writeFileSync } = require('node:fs');

@@ -1,4 +1,4 @@
-// What stands in for the program in the worker of the page: it keeps files, and a job goes on until it is stopped.
+// What stands in for the program in the worker of the page: it keeps files, and a job runs until it is stopped.
 import { emit, stopped } from './host.js';
 
 WebAssembly.promising = (work) => work;

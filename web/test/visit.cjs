@@ -1,5 +1,5 @@
-// node visit.cjs DIST SPARTA_CLI OUT [PART...]: uses the page as a visitor does, and holds what it does against the native command.
-// NODE_PATH has playwright-core, CHROMIUM is the browser. With parts named, only these.
+// node visit.cjs DIST SPARTA_CLI OUT [PART...]: uses the page as a visitor does, and compares what it does with the
+// native command. NODE_PATH has playwright-core, CHROMIUM is the browser. If parts are named, only those run.
 const assert = require('node:assert/strict');
 const { mkdirSync, writeFileSync } = require('node:fs');
 const { join } = require('node:path');

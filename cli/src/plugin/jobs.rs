@@ -59,7 +59,8 @@ pub fn tests(plugins: &PluginSet) -> Vec<Job> {
     all
 }
 
-/// Steps in which the method acts twice between steps, before a run is resumed and after, and whether it does.
+/// How many steps it takes for the method to act twice, before and after a run is resumed, and whether it acts between
+/// steps at all.
 fn steps(method: &LoadedMethod) -> (usize, bool) {
     // If `steps` fails, the run reports the error.
     let steps = method.steps(&defaults(&method.info().options)).ok().flatten();

@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn names_depend_on_the_options_alone() {
+    fn names_depend_only_on_the_options() {
         let one = combinations("[base]\nlr = 1e-3\n[grid]\nseed = 4");
         let same = combinations("[grid]\nname = 'x'\nseed = [5, 4]\nlr = 0.001");
         assert_eq!(one[0].hash(), same[1].hash());

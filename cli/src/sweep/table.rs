@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_on_dev_is_compared_and_failures_are_told() {
+    fn the_best_on_dev_is_compared_and_failures_are_listed() {
         let jobs = [
             job("a", "SpaRTA", "sst2", "accuracy"),
             job("b", "SpaRTA", "sst2", "accuracy"),

@@ -141,7 +141,7 @@ pub fn temporary(path: &Path) -> Option<PathBuf> {
     let mut name = OsString::from(".");
     name.push(path.file_name()?);
     match memory::is_in(path) {
-        // Memory is one process's.
+        // Files in memory belong to one process.
         true => name.push(".tmp"),
         false => name.push(format!(".{}.tmp", std::process::id())),
     }

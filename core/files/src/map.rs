@@ -36,7 +36,7 @@ impl Map {
             // SAFETY: pages of a read-only file map hold nothing that is not in the file.
             let advised =
                 unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
-            // It is advice: where it is not taken, memory is only given back later.
+            // This is only advice: a system that ignores it takes the memory back later.
             let _ = advised;
         }
         #[cfg(not(unix))]

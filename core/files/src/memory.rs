@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The bytes of a file. A map keeps the bytes of its moment: later writes go to a copy.
+/// The bytes of a file. A map keeps the bytes as they were when it was made: later writes go to a copy.
 pub(crate) type Content = Arc<Mutex<Arc<Vec<u8>>>>;
 
 enum Node {
@@ -121,7 +121,7 @@ pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     let moved: Vec<PathBuf> = tree.keys().filter(|path| path.starts_with(&from)).cloned().collect();
     for path in moved {
         if let (Some(node), Ok(rest)) = (tree.remove(&path), path.strip_prefix(&from)) {
-            // What is joined to nothing would end with a separator.
+            // Joining an empty path would append a separator.
             let new = if rest.as_os_str().is_empty() { to.clone() } else { to.join(rest) };
             tree.insert(new, node);
         }

@@ -3,7 +3,7 @@ use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 
 #[test]
-fn what_is_published_has_its_new_name_alone() {
+fn a_published_directory_has_only_its_new_name() {
     let dir = tempfile::tempdir().unwrap();
     let (part, whole) = (dir.path().join("a/b/.part"), dir.path().join("a/b/whole"));
     create_dirs(&part).unwrap();
@@ -89,7 +89,7 @@ fn a_map_keeps_its_bytes_while_the_file_is_written() {
 }
 
 #[test]
-fn a_file_that_memory_has_no_room_for_is_an_error() {
+fn a_file_that_does_not_fit_in_memory_is_an_error() {
     let file = root("large").join("f");
     put(&file, b"old".to_vec()).unwrap();
     let mut large = open(&file).unwrap();

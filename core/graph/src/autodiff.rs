@@ -47,7 +47,7 @@ impl GradCtx<'_> {
     }
 
     /// Takes the gradient accumulated for `value` so far, for a rule that adds to it in its own kernel; the rule must
-    /// [`add`](Self::add) the sum. `None` if it has another type than the kernel's, or is sampled.
+    /// [`add`](Self::add) the sum. `None` if its type differs from the kernel's, or it is sampled.
     pub fn take(&mut self, value: Value, dtype: DType) -> Option<Value> {
         if self.sampled(value).is_some() || self.grad_type(value) != Ok(dtype) {
             return None;
@@ -209,7 +209,7 @@ pub fn gradients(
         .collect()
 }
 
-/// Has the nodes from `forward` on read copies of decoded tensors that are made before the first of them.
+/// Makes the nodes from `forward` on read copies of decoded tensors, which are made before the first of these nodes.
 fn decode_again(graph: &mut Graph, forward: usize) {
     let decoders = graph.nodes[..forward].iter().filter(|node| node.op.decodes());
     let decoders: HashMap<Value, Node> =
@@ -342,7 +342,7 @@ mod tests {
         let grads = net.gradients(&[(h, GradRequest::Dense), (net.a, GradRequest::Dense)]).unwrap();
         let ops = net.backward();
         assert_eq!(ops.len(), 2);
-        assert_eq!(ops[1].2[0], grads[0], "the lower layer goes on from the gradient that is returned");
+        assert_eq!(ops[1].2[0], grads[0], "the lower layer continues from the gradient that is returned");
     }
 
     #[test]
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_goes_through_a_log_sum_exp_is_an_error() {
+    fn a_loss_that_depends_on_a_log_sum_exp_output_is_an_error() {
         let mut graph = Graph::new();
         let logits = graph.external("logits", DType::F32, [4, 3]);
         let labels = graph.external("labels", DType::U32, [4]);

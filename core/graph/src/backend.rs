@@ -54,7 +54,8 @@ pub struct DeviceInfo {
     pub card: Option<String>,
     /// API and driver with their versions.
     pub driver: String,
-    /// Bytes of memory available to one process, if the driver reports them; of an open device, what others leave.
+    /// Bytes of memory available to one process, if the driver reports them; for an open device, what other processes
+    /// leave.
     pub memory: Option<u64>,
     /// Bytes of the largest single buffer.
     pub max_buffer: u64,
@@ -102,7 +103,7 @@ pub struct SampledCost {
     pub bf16: u32,
 }
 
-/// A choice among kernels that compute the same but for the order of their sums: its numbers by name.
+/// A choice among kernels that differ only in the order of their sums: its numbers by name.
 pub type Choice = BTreeMap<String, u32>;
 
 /// The choices that a device has made by measuring.
@@ -203,8 +204,9 @@ pub trait Backend: Send {
         Ok(())
     }
 
-    /// From now on, measures which of several kernels that compute the same is fastest, whenever a plan needs a choice that is
-    /// neither among the `known` ones, those of a run that goes on, nor stored. Does nothing on a device that has no choices.
+    /// From now on, measures which of several equivalent kernels is fastest, whenever a plan needs a choice that is
+    /// neither stored nor among the `known` ones, which are those of a resumed run. Does nothing on a device that has
+    /// no choices.
     ///
     /// Returns a warning if stored choices cannot be used.
     fn autotune(&mut self, known: Option<&Tuned>) -> Option<String> {

@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn without_a_rule_the_subgraph_is_differentiated() {
         let graph = built(product(), &[0, 1]).unwrap();
-        // The square once more, of which db is made; da twice, and their sum.
+        // The square is computed again, for db; da has two terms, which are added.
         assert_eq!(names(&graph)[..2], ["own", "store"]);
         assert_eq!(names(&graph)[2..].iter().filter(|name| **name == "mul").count(), 2 + 4);
         let only_b = built(product(), &[1]).unwrap();
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_subgraph_is_refused_with_its_place() {
+    fn an_invalid_subgraph_is_refused_with_its_place() {
         let refused = |change: fn(&mut OwnOp)| {
             let mut op = product();
             change(&mut op);

@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn no_segment_exceeds_the_limit_but_for_a_tensor_that_does() {
+    fn no_segment_exceeds_the_limit_unless_a_tensor_does() {
         let mut several = 0;
         for seed in 1..=150 {
             let graph = random_graph(seed);
@@ -359,8 +359,8 @@ mod tests {
         check(&graph, &Plan::build(&graph, true), true);
     }
 
-    /// Products are made inside the joined tensor, even one that is added to another in place; not so an external
-    /// tensor, or one that is read later.
+    /// Products are made inside the joined tensor, even one that is added to another in place; external tensors, and
+    /// products that are read later, are copied.
     #[test]
     fn joined_tensors_are_made_where_they_belong() {
         let mut graph = Graph::new();

@@ -176,7 +176,7 @@ mod tests {
             g.apply(Store {}.into(), &[out, grad]).unwrap();
         }
         let (before, after) = (Plan::build(&g, false), Plan::build(&recompute_cheap(&g, forward), false));
-        // Of the last layer the backward pass computes it alone: nobody reads y.
+        // Only the backward pass computes it for the last layer: nothing reads y.
         assert_eq!((activations(&before), activations(&after)), (8, 15));
         assert!(after.arena * 10 < before.arena * 9, "{} of {}", after.arena, before.arena);
     }

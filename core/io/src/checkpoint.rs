@@ -122,7 +122,8 @@ impl Checkpoints {
         let name = format!("step-{:08}", checkpoint.position.step);
         let temporary = self.dir.join(format!(".{name}.tmp"));
         let saved = self.write(&temporary, checkpoint, state, read).and_then(|()| {
-            // One of the same step is moved to a name that still counts as a checkpoint, so that there always is one.
+            // A checkpoint of the same step is first moved to a name that still counts as one, so that there always is
+            // one.
             let (target, aside) = (self.dir.join(&name), self.dir.join(format!("{name}.old")));
             if files::exists(&target) {
                 remove(&aside)?;
@@ -384,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn another_run_is_refused_and_the_difference_named() {
+    fn a_different_run_is_refused_and_the_difference_named() {
         let dir = tempfile::tempdir().unwrap();
         save(&Checkpoints::new(dir.path(), 2, identity("sparta")), 1);
         let error = Checkpoints::new(dir.path(), 2, identity("lora")).load_newest(|_| Ok(())).unwrap_err().to_string();

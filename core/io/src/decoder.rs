@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_model_is_named() {
+    fn directories_that_are_not_models_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let place = |name: &str, files: &[(&str, &str)]| {
             let place = dir.path().join(name);

@@ -140,7 +140,7 @@ fn kernel(row: u32, lane: u32) {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_the_line_of_the_plugin() {
+    fn errors_give_the_line_of_the_plugin() {
         let loose = SUM.replace("array<f32, LANES>", "array<f32, 9000>");
         for (text, expected) in [
             ("fn kernel(i: u32) {\n    y[i] = x[i] +;\n}", "the WGSL kernel of `gate`, line 2: "),

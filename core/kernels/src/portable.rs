@@ -19,7 +19,7 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
     {
         return all;
     }
-    // In words, and in vectors where these do not exclude it.
+    // In words, and in vectors unless these constants rule them out.
     let in_vectors = |constants: Vec<(&'static str, u32)>| {
         let narrow = constants.iter().any(|&(c, t)| matches!(c, "A" | "B" | "X" | "Y" | "W" | "DY" | "TABLE") && t > 0);
         let narrow = narrow || name == "adam_bf16";
@@ -98,7 +98,7 @@ fn variants(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
     }
 }
 
-/// Of the kernels that make tiles, with this number of types of b.
+/// The variants of kernels that make tiles, with this number of types of b.
 fn products(types: u32) -> Vec<Vec<(&'static str, u32)>> {
     (0..12 * types)
         .map(|i| {
@@ -269,7 +269,7 @@ fn check(text: &str, what: &str, memory: u32) {
         .unwrap_or_else(|e| panic!("{what}: HLSL: {e}"));
 }
 
-/// WebGPU's default limits but for workgroup memory: 256 threads, 8 storage buffers, parameters in one slot.
+/// WebGPU's default limits except for workgroup memory: 256 threads, 8 storage buffers, parameters in one slot.
 fn default_limits(module: &naga::Module, info: &naga::valid::ModuleInfo, memory: u32, what: &str) {
     let entry = &module.entry_points[0];
     assert!(entry.workgroup_size.iter().product::<u32>() <= LANES, "{what}: {:?}", entry.workgroup_size);

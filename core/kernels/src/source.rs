@@ -9,7 +9,7 @@ pub struct Kernel {
     /// The name of its file in `shaders/`.
     pub name: &'static str,
     pub constants: Constants,
-    /// The whole text where it is a plugin's: bounds checks must stay in then.
+    /// The whole text of a plugin's kernel, which keeps its bounds checks.
     pub own: Option<Arc<str>>,
 }
 
@@ -68,7 +68,7 @@ pub fn texts() -> impl Iterator<Item = &'static str> {
     SHADERS.iter().filter_map(|name| shader(name))
 }
 
-/// Threads of a workgroup, unless a kernel sets another number.
+/// Threads of a workgroup, unless a kernel sets a different number.
 pub const LANES: u32 = 256;
 
 /// The binding of the random key in kernels that read one.

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_obeys_is_written_out() {
+    fn control_characters_are_written_out() {
         assert_eq!(shown("a\u{1b}[2Jb\nc\td\u{202e}é"), "a\\u{1b}[2Jb\\nc\\td\\u{202e}é");
         assert_eq!(shown_lines("a\tb\n\u{9b}c\r\n"), "a\tb\n\\u{9b}c\\r\n");
         assert_eq!(shown_lines("plain\nlines"), "plain\nlines");

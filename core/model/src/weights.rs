@@ -133,7 +133,7 @@ impl<'a> TensorView<'a> {
         }
     }
 
-    /// The blocks that its values are made of, if they are.
+    /// The kind of blocks that its values are stored in, if any.
     pub fn blocks(&self) -> Option<Blocks> {
         match (self.stored, self.arrangement) {
             (Storage::Blocks(blocks), Arrangement::None | Arrangement::RotatedPairs { .. }) => Some(blocks),
@@ -191,7 +191,8 @@ impl<'a> TensorView<'a> {
         Some(parts.into_iter().collect::<Option<Vec<_>>>()?.concat())
     }
 
-    /// The flat index of the first NaN or infinity among `bytes`, its values, and what they are rounded from.
+    /// The flat index of the first NaN or infinity among its values, `bytes`, and the values that they are rounded
+    /// from.
     fn first_not_finite(&self, bytes: &[u8]) -> Option<usize> {
         let from = self.rounded.and_then(|_| first_not_finite(self.stored_dtype(), self.bytes));
         from.or_else(|| first_not_finite(self.dtype, bytes))
@@ -396,7 +397,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_is_what_the_whole_has_there() {
+    fn a_part_equals_that_region_of_the_whole() {
         // Six rows of two blocks whose bytes count up, so that every element differs.
         let shape = [6, 64];
         let bytes: Vec<u8> = (0..12u8)
@@ -415,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_file_has_done_is_undone() {
+    fn arrangements_of_a_file_are_undone() {
         let bytes = from_f32(DType::F16, &[0.0, 3.0, 1.0, 4.0, 2.0, 5.0]).unwrap();
         let pairs = Arrangement::RotatedPairs { head_rows: 6 };
         let view = TensorView::stored(Storage::Plain(DType::F16), &[6, 1], &bytes, pairs);

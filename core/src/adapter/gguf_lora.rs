@@ -37,7 +37,7 @@ impl GgufLora<'_> {
         let family = self.decoder.family;
         let architecture = Architecture::of_family(family)
             .ok_or_else(|| Error::Usage(format!("writing GGUF files of {} is not supported", family.model_type())))?;
-        // The file has one alpha: layers with another scale have it folded into B.
+        // The file has one alpha: layers with a different scale have it folded into B.
         let alpha = self.lora.layers.values().map(|layer| layer.alpha).find(|&alpha| alpha != 0.0).unwrap_or(1.0);
         let layers = self.layers(&architecture, alpha)?;
         let text = |text: &str| Field::Text(text.into());

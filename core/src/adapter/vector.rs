@@ -63,8 +63,7 @@ pub fn needs_device(applied: &AppliedAdapter) -> bool {
 }
 
 /// What the adapter adds to a parameter; `None` if nothing. If the base model has no head, a head's values count in
-/// full.
-/// `session` comes from [`AppliedAdapter::session`].
+/// full. `session` comes from [`AppliedAdapter::session`].
 pub fn delta(applied: &AppliedAdapter, session: Option<&mut Session>, position: usize) -> Result<Option<Delta>> {
     let parameter = &applied.adaptation.parameters[position];
     let values = |name: &str| {

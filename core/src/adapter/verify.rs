@@ -1,4 +1,4 @@
-//! Verifies that a merged model computes the same as the base model with its adapter.
+//! Verifies that a merged model computes what the base model computes with its adapter.
 
 use crate::job::MergeCheck;
 use crate::method::TrainMode;

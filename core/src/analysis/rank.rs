@@ -14,8 +14,8 @@ use std::path::PathBuf;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// eps = 2^-23: both libraries compute in f32 or more, as neither decomposes f16 or bf16. So do the paper's Tables
-    /// 7 and 8: with bf16's eps every matrix with a side above 127 would have rank 0.
+    /// eps = 2^-23: both libraries compute in f32 or more, as neither decomposes f16 or bf16. The paper's Tables 7 and
+    /// 8 use it, too: with bf16's eps every matrix with a side above 127 would have rank 0.
     F32,
     /// The eps of the coarser of the two stored types, that is the gap between 1 and the next number: f32 2^-23,
     /// f16 2^-10, bf16 2^-7.
@@ -65,7 +65,7 @@ pub struct RankReport {
 
 /// Compares two models, one matrix at a time. `progress(done, total, name)` is called before each matrix.
 ///
-/// Errors: no matrix in common; a matrix of two shapes; a weight that is not finite.
+/// Errors: no matrix in common; a matrix whose two shapes differ; a weight that is not finite.
 pub fn ranks(
     base: &Weights,
     tuned: &Weights,
@@ -93,7 +93,7 @@ pub fn ranks(
     Ok(RankReport { base: base.dir().into(), tuned: tuned.dir().into(), precision, matrices, unmatched })
 }
 
-/// The rank of one difference of two `[rows, columns]` matrices.
+/// The rank of the difference of two `[rows, columns]` matrices.
 ///
 /// Errors: different shapes; a weight that is not finite.
 pub fn rank(name: &str, base: TensorView, tuned: TensorView, precision: Precision) -> Result<MatrixRank> {
@@ -203,7 +203,8 @@ mod tests {
         (0..rows * columns).map(|i| (word(i) % 5) as f32 - 2.0).collect()
     }
 
-    /// The product of `[rows, rank]` and `[rank, columns]`, which has this rank unless unlucky, as the test would show.
+    /// The product of `[rows, rank]` and `[rank, columns]`, which has this rank except by bad luck, which the test
+    /// would show.
     fn product(rows: usize, columns: usize, rank: usize) -> Vec<f32> {
         let (a, b) = (integers(rows, rank, 8), integers(rank, columns, 9));
         let element = |i: usize, j: usize| (0..rank).map(|k| a[i * rank + k] * b[k * columns + j]).sum();

@@ -19,7 +19,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The learning rate for this many trained scalars; it is lower for more, as the change of the loss grows with both.
+/// The learning rate for [`LR_TRAINED`] trained scalars; it is lower for more, as the change of the loss grows with
+/// both.
 const LR: f64 = 1e-4;
 const LR_TRAINED: u64 = 1_000_000;
 /// Untimed steps of [`Bench::measure`]: one to warm up, one to fill the queue, and one whose interval began with an

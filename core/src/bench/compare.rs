@@ -98,7 +98,7 @@ impl Comparison {
         Comparison { devices: devices.iter().map(entry).collect(), steps, kernels }
     }
 
-    /// A title for each device, which no other has: its name, with as many facts as it takes.
+    /// A distinct title for each device: its name, with as many facts as that takes.
     pub fn titles(&self) -> Vec<String> {
         self.devices.iter().map(|entry| self.title(entry)).collect()
     }
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_cells_are_one_row_and_what_is_missing_is_said() {
+    fn equal_cells_are_one_row_and_missing_ones_are_reported() {
         let wrong = Outcome::NotMeasured("wrong results".into());
         let mut reports =
             [report("a <b>", "full", measured()), report("c", "full", wrong), report("d", "lora", measured())];
@@ -263,9 +263,9 @@ mod tests {
         let empty = r#"{"sparta_bench": 1, "program": "0", "system": "s", "date": "d", "devices": []}"#;
         for (text, part) in [
             ("{}", "got JSON without a number `sparta_bench`"),
-            ("<html>", "got a file that is no JSON in line 1, column 1"),
+            ("<html>", "got a file that is not JSON, at line 1, column 1"),
             ("", "got a file that ends too early"),
-            (&empty[..40], "got a file that ends too early, in line 1, column 40"),
+            (&empty[..40], "got a file that ends too early, at line 1, column 40"),
             (r#"{"sparta_bench": 2}"#, "expected a report of version 1, got version 2"),
             (r#"{"sparta_bench": 1}"#, "a damaged report: a key is missing or wrong in line 1, column 19"),
             (empty, "a report without devices"),
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_title_tells_a_device_from_others_of_its_name() {
+    fn a_title_distinguishes_devices_of_the_same_name() {
         let mut reports = ["card", "card", "card", "card", "other"].map(|name| report(name, "full", measured()));
         reports[1].devices[0].device.driver = "e".into();
         reports[2].date = "2026-01-02".into();

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_system_does_not_tell_is_absent() {
+    fn values_that_the_system_does_not_report_are_absent() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(Meter(packages(root.path())).joules(), None);
         fs::create_dir_all(root.path().join("0000:0a:00.0/hwmon/hwmon0")).unwrap();

@@ -125,8 +125,8 @@ impl Report {
         let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| {
             let (line, column) = (e.line(), e.column());
             foreign(match e.is_eof() {
-                true => format!("a file that ends too early, in line {line}, column {column}"),
-                false => format!("a file that is no JSON in line {line}, column {column}"),
+                true => format!("a file that ends too early, at line {line}, column {column}"),
+                false => format!("a file that is not JSON, at line {line}, column {column}"),
             })
         })?;
         let version = json.get("sparta_bench").and_then(serde_json::Value::as_u64);

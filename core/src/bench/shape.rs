@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_shape_is_refused_with_the_names() {
+    fn an_unknown_shape_is_refused_with_the_known_names() {
         for text in ["16M", "1,2,3", "64,2,0,2,128,512", ""] {
             let message = Shape::parse(text).unwrap_err().to_string();
             assert!(message.contains("gemma-2b"), "{message}");

@@ -16,7 +16,7 @@ const STEPS: usize = 4;
 const HEADERS: usize = 64;
 const GATHERS: usize = 8;
 const VALUES: usize = 1 << 20;
-/// How much longer than its bytes over the bandwidth an exchange may take: a factor, and seconds.
+/// By how much an exchange may exceed the time that the link's bandwidth allows for its bytes: a factor, and seconds.
 const ALLOWED: (f64, f64) = (1.2, 1e-3);
 
 /// A step on a batch that is divided among processes; medians of rounds, times in seconds.
@@ -175,7 +175,7 @@ mod tests {
     use crate::team::threads;
 
     #[test]
-    fn the_link_of_threads_is_measured_alike_by_all() {
+    fn all_threads_measure_the_same_link() {
         let one = |communicator| Link::measure(&mut Team::meet(communicator)).unwrap();
         let links: Vec<Link> = std::thread::scope(|scope| {
             let all: Vec<_> = threads(3).into_iter().map(|own| scope.spawn(move || one(own))).collect();

@@ -9,8 +9,8 @@ pub type Trajectories = BTreeMap<String, Vec<[f64; 2]>>;
 
 const STORED: &str = include_str!("trajectories.json");
 
-/// Relative differences of loss and norm that another order of f32 sums may cause. The CPU backend and a software GPU
-/// differ by at most 9e-7 and 1.2e-4.
+/// Relative differences of loss and norm that a different order of f32 sums may cause. The CPU backend and a software
+/// GPU differ by at most 9e-7 and 1.2e-4.
 const F32: [f64; 2] = [1e-4, 1e-3];
 /// Tolerance of bf16, as a multiple of the distance that rounding to it causes on the CPU: two independent roundings
 /// differ by sqrt(2) times as much on average, and either may be small by chance.
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_or_too_short_is_wrong_and_what_is_not_stored_is_not_judged() {
+    fn values_that_are_nan_or_too_few_are_wrong_and_unstored_steps_are_not_judged() {
         let stored = trajectories();
         assert!(check(&stored, "cell", DType::F32, &[[1.0, f64::NAN], [0.5, 5.0]]).unwrap().is_err());
         assert!(check(&stored, "cell", DType::F32, &[[1.0, 10.0]]).unwrap().is_err());

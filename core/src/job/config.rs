@@ -530,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_is_held_against_the_ranges_of_its_options() {
+    fn a_configuration_is_checked_against_the_ranges_of_its_options() {
         let good = parsed(&["--lr", "1e-30", "--schedule", "cosine", "--max-grad-norm", "0"]);
         good.check().unwrap();
         let wrong = [

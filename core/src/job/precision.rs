@@ -27,7 +27,7 @@ pub struct ChosenPrecision {
 }
 
 impl PrecisionChoice {
-    /// Decides for a model of these parameters on a device. `blocks` are those in which a parameter is quantized.
+    /// Chooses for a model with these parameters on a device. `blocks` are those in which a parameter is quantized.
     ///
     /// Errors: bf16 or tf32 was requested, which the device does not support.
     pub fn choose(

@@ -48,7 +48,7 @@ pub struct TogetherPlan {
     pub micro_batches: usize,
     /// Bytes of the gradients of a micro-batch; 0 if each process computes all gradients itself.
     pub gradient_bytes: u64,
-    /// The option with which a single process computes the same.
+    /// The option with which a single process computes the same result.
     pub alone: String,
 }
 
@@ -84,11 +84,11 @@ impl fmt::Display for TogetherPlan {
         let (step, one) = (memory_size(self.step_bytes()), memory_size(self.gradient_bytes));
         let order = match self.exchange {
             Exchange::Exact => format!("added in their order, with the same bytes as one process{}", self.alone),
-            Exchange::Fast => "added in any order: another number of processes gives different bytes".to_owned(),
+            Exchange::Fast => "added in any order: a different number of processes gives different bytes".to_owned(),
         };
         writeln!(
             f,
-            "  exchange each process receives {step} per step; the gradients of a micro-batch have {one}, {order}"
+            "  exchange each process receives {step} per step; the gradients of a micro-batch take {one}, {order}"
         )
     }
 }

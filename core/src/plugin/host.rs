@@ -161,7 +161,7 @@ unsafe extern "C" fn graph_apply(
     capacity: usize,
     output_count: *mut usize,
 ) -> SpartaStatus {
-    // SAFETY: what the plugin passed to this function, and no function.
+    // SAFETY: the arguments are those that the plugin passed to this function, without a function of its own.
     unsafe { graph_own(call, op, None, inputs, input_count, outputs, capacity, output_count) }
 }
 

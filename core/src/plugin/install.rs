@@ -1,7 +1,7 @@
 //! Plugins in the user's directory: libraries with manifests.
 //!
-//! The name of an installed library ends in a prefix of its hash, so that another build is another file. The manifest
-//! is written first and the library second: at every moment each library has its manifest.
+//! The name of an installed library ends in a prefix of its hash, so that a different build is a different file. The
+//! manifest is written first and the library second: at every moment each library has its manifest.
 
 use super::discover::{DiscoverOptions, Origin};
 use super::manifest::{Manifest, target};

@@ -9,7 +9,7 @@ use sparta_plugin::abi::*;
 use sparta_plugin::method::{GraphBuilder, StepTensors};
 use std::mem::MaybeUninit;
 
-/// The functions that may take as long as the device's work, or as another process needs for its own.
+/// The functions that may take as long as the device or another process needs for its work.
 const WORK: [&str; 11] = [
     "write",
     "read",
@@ -123,7 +123,7 @@ impl<T> Implementation<T> {
     }
 }
 
-/// Why JSON of a plugin cannot be read. A serializer writes null for NaN.
+/// Why a plugin's JSON cannot be read. A serializer writes null for NaN.
 pub fn unreadable(error: &serde_json::Error) -> String {
     let why = error.to_string();
     match why.starts_with("invalid type: null, expected f") {

@@ -266,7 +266,7 @@ impl PluginSet {
 
     fn add(&mut self, functions: Functions, found: &mut Found, promised: &str) -> std::result::Result<(), String> {
         let place = found.path.display().to_string();
-        // What reports the reason names the library.
+        // The report already names the library.
         let prefix = format!("plugin {place}: ");
         let plain = |e: sparta_plugin::Error| e.0.strip_prefix(&prefix).unwrap_or(&e.0).to_owned();
         match functions {

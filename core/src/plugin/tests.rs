@@ -316,7 +316,7 @@ fn an_error_or_a_panic_in_any_function_is_an_error_that_names_the_plugin() {
 }
 
 #[test]
-fn a_call_that_is_over_reaches_nothing() {
+fn a_finished_call_reaches_nothing() {
     let mut stale = 0;
     host::call(None, |id| {
         stale = id;
@@ -332,7 +332,7 @@ fn a_call_that_is_over_reaches_nothing() {
 }
 
 #[test]
-fn a_graph_function_outside_of_forward_says_so() {
+fn a_graph_function_outside_of_forward_is_an_error() {
     let outcome = host::call(None, |id| {
         let mut value = 0;
         // SAFETY: the pointer is to a live local, and the message is copied at once.
@@ -346,7 +346,7 @@ fn a_graph_function_outside_of_forward_says_so() {
 }
 
 #[test]
-fn a_step_function_outside_of_on_step_says_so() {
+fn a_step_function_outside_of_on_step_is_an_error() {
     let nothing = || sparta_plugin::abi::SpartaBytes::new(b"w");
     let outcome = host::call(None, |id| {
         // SAFETY: the bytes are static, and the message is copied at once.

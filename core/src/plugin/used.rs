@@ -123,14 +123,14 @@ mod tests {
         let library = used(Some("aa"), "1", "1");
         let moved = UsedPlugin { library: Some("/b/libm.so".into()), host: "2".into(), ..library.clone() };
         assert!(library.is(&moved));
-        assert!(!library.is(&used(Some("ab"), "1", "1")), "the same version of another build");
+        assert!(!library.is(&used(Some("ab"), "1", "1")), "the same version from a different build");
         let linked = used(None, "1", "1");
         assert!(linked.is(&used(None, "1", "1")) && !linked.is(&library));
         assert!(!linked.is(&used(None, "2", "1")) && !linked.is(&used(None, "1", "2")));
     }
 
     #[test]
-    fn a_run_s_library_is_opened_only_as_it_was_and_from_outside() {
+    fn a_run_s_library_is_opened_only_unchanged_and_from_outside() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
         std::fs::create_dir(&run).unwrap();

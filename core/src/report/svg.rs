@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_values_are_survived() {
+    fn odd_values_do_no_harm() {
         for log_y in [false, true] {
             for points in [vec![], vec![(1.0, 3.0)], vec![(1.0, 0.0), (2.0, f64::NAN), (3.0, f64::INFINITY)]] {
                 inline(&chart(vec![points, vec![(2.0, 2.0), (2.0, 2.0)]], log_y)).unwrap();

@@ -10,7 +10,8 @@ use crate::{Error, Result, decoder};
 /// The most tokens of an answer.
 const TOKENS: usize = 128;
 
-/// The tokens before an example's last answer, and of the answer; `None` if nothing but a first token precedes it.
+/// The tokens before an example's last answer, and those of the answer; `None` if nothing but a first token precedes
+/// it.
 fn asked(example: &Encoded) -> Option<[&[u32]; 2]> {
     let Target::Tokens(Some(trained)) = &example.target else { return None };
     let end = trained.iter().rposition(|&t| t)? + 1;
@@ -41,7 +42,7 @@ pub fn written(session: &mut Session, config: &RunConfig, examples: &[Encoded]) 
     let decoder = session.setup().decoder.clone();
     let ends = decoder::end_tokens(&config.model, &decoder)?;
     let answer = |[prompt, expected]: [&[u32]; 2]| {
-        // A turn may end with another token than a text does.
+        // A turn may end with a different token than a text does.
         let last = expected.last().copied().filter(|&token| tokenizer.is_special(token));
         let is_end = |token: &u32| ends.contains(token) || last == Some(*token);
         let tokens = greedy(session, prompt, context, is_end)?;

@@ -13,7 +13,7 @@ pub fn blocks_of(parameter: &Parameter, quantize: Option<Quantize>, stored: Opti
     own.or_else(|| quantize?.of(&parameter.name, &parameter.shape))
 }
 
-/// Marks the parameters that will be in blocks, of a model whose weights are not read: those that `stored`, if given,
+/// Marks the parameters that will be in blocks, for a model whose weights are not read: those that `stored`, if given,
 /// has in blocks, and those that will be quantized.
 pub fn expect_blocks(adaptation: &mut Adaptation, quantize: Option<Quantize>, stored: Option<&Weights>) {
     let decoded = adaptation.precision.activations;

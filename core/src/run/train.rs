@@ -91,7 +91,7 @@ fn run_in(
     team.introduce(&format!("{} ({})", info.name, info.id))?;
     let mut prepared = prepare_for(config, plugins, &info, team.size())?;
     if team.size() > 1 {
-        // The same words in every version: otherwise processes of two would not get as far as naming them.
+        // These words must be the same in every version, or processes of two versions would fail before naming them.
         team.agree("what is to be done", &together::agreement(&prepared)?)?;
         team.set_exact(prepared.config.exchange.is_exact());
         prepared.plan.together = together::plan(&prepared, team);

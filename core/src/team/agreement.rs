@@ -1,4 +1,4 @@
-//! Whether all processes are about to do the same.
+//! Whether all processes are about to do the same thing.
 
 use super::{Team, json, parse};
 use crate::{Error, Result};

@@ -37,7 +37,7 @@ impl Header {
         bytes
     }
 
-    /// A header of another format gets a turn that never comes.
+    /// A header of a different format gets a turn that never comes.
     pub fn from_bytes(bytes: &[u8]) -> Header {
         let number = |range: std::ops::Range<usize>| {
             bytes[range].iter().rev().fold(0u64, |number, &byte| number << 8 | u64::from(byte))
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_is_read_back_and_another_format_is_elsewhere() {
+    fn a_header_is_read_back_and_a_different_format_is_out_of_turn() {
         let header = Header { turn: 1 << 40, place: place("gradients"), len: 77, stops: true, failed: false };
         let mut bytes = header.to_bytes();
         assert_eq!(Header::from_bytes(&bytes), header);

@@ -229,7 +229,7 @@ impl Others {
         Ok(headers.iter().enumerate().filter_map(message).collect())
     }
 
-    /// The error of a process that goes on while others have failed.
+    /// The error that a process reports when others have failed.
     fn failure(&mut self, headers: &[Header]) -> Error {
         let messages = match self.messages(headers, "") {
             Ok(messages) => messages,

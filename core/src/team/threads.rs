@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn all_have_what_each_gives() {
+    fn every_process_receives_what_each_gives() {
         let gathered = three(|own| {
             let rank = own.place().rank as u8;
             let (mut all, mut data, mut sum) = ([0; 6], [rank; 2], [f32::from(rank), 1.0]);

@@ -1,4 +1,4 @@
-/* Libraries that are no plugins, chosen by -DCASE=... */
+/* Libraries that are not plugins, chosen by -DCASE=... */
 #include "sparta_plugin.h"
 #include <stdlib.h>
 

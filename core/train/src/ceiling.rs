@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_reached_raises_the_ceiling_of_its_type_and_size_alone() {
+    fn a_reached_rate_raises_only_the_ceiling_of_its_type_and_size() {
         let mut raised = ceiling();
         raised.raise(DType::BF16, 1000, 50, 1.0);
         raised.raise(DType::F32, 1, 100, 0.0);

@@ -59,7 +59,7 @@ fn rows_for(tokens: usize) -> usize {
     if tokens == 1 { 1 } else { tokens.next_power_of_two().max(ROW_MULTIPLE) }
 }
 
-/// The host's scalars of one run, which come back with its results: its start tells new results from old ones.
+/// The host's scalars of one run, which come back with its results: its start distinguishes new results from old ones.
 fn numbers(begin: usize) -> StepNumbers {
     let mut numbers = [0.0; step_input::LEN];
     numbers[step_input::LR] = 1.0 + begin as f32;

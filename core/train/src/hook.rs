@@ -96,7 +96,8 @@ impl Session {
         self.follow_trained()
     }
 
-    /// Trains other elements of a parameter: those that stay keep value and optimizer state, new ones start at zero.
+    /// Trains different elements of a parameter: those that stay keep their value and optimizer state, new ones start
+    /// at zero.
     fn exchange(&mut self, weights: &dyn WeightSource, position: usize, indices: Vec<u32>) -> Result<()> {
         let adaptation = &self.setup().adaptation;
         let TrainMode::Sparse(set) = &adaptation.modes[position] else { return Ok(()) };

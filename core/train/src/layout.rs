@@ -240,7 +240,7 @@ pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<SessionMemory> 
 
 /// Whether a graph has operations of the method's own.
 ///
-/// Errors: a kernel of one that no device can run, whichever device this is.
+/// Errors: an operation with a kernel that no device can run, not just this one.
 fn check_own(setup: &Setup, graph: &Graph) -> Result<bool> {
     let mut found = false;
     for node in graph.nodes() {

@@ -205,7 +205,7 @@ mod tests {
 
     /// Precision, recall, F1 and support of each class, compared with scikit-learn's `precision_recall_fscore_support`.
     #[test]
-    fn each_class_has_its_own() {
+    fn each_class_has_its_own_scores() {
         let predicted = [2, 2, 1, 0, 1, 0, 1, 1, 1, 1, 0, 1, 0, 2, 1, 0, 1, 0, 2, 0, 1, 2, 2, 1];
         let three = scores(3, &THREE, &predicted);
         assert_eq!(three.confusion(), [[4, 1, 1], [3, 9, 0], [0, 1, 5]]);

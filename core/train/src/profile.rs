@@ -58,8 +58,8 @@ impl Profile {
         self.calls.iter().map(|call| call.seconds).sum()
     }
 
-    /// Seconds that the call would take if only the device's arithmetic or memory limited it. What a device does not time,
-    /// such as copies, counts as nothing, or sums of calls would exceed the ceiling.
+    /// Seconds that the call would take if only the device's arithmetic or memory limited it. What a device does not
+    /// time, such as copies, counts as nothing; otherwise sums of calls would exceed the ceiling.
     fn least_seconds(&self, call: &CallTime) -> f64 {
         self.ceiling.least_seconds(call.activations, call.flops, call.bytes).min(call.seconds)
     }
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_took_no_time_has_no_speed() {
+    fn a_step_that_took_no_time_has_no_speed() {
         let mut profile = profile();
         profile.calls.truncate(1);
         profile.calls[0].seconds = 0.0;
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn times_of_another_plan_are_refused() {
+    fn times_of_a_different_plan_are_refused() {
         let plan = Plan { arena: 0, segments: vec![], externals: vec![], calls: vec![], tf32: false };
         assert!(Profile::new(&plan, &[], &[Duration::ZERO], profile().ceiling).is_err());
     }

@@ -52,7 +52,8 @@ fn elements(group: &[Exchanged]) -> usize {
     group.iter().map(|tensor| tensor.len).sum()
 }
 
-/// Rounds of micro-batches, one of each process, that are exchanged at once: as many as [`LARGEST`] elements, at least one.
+/// Rounds of micro-batches, one of each process, that are exchanged at once: as many as fit [`LARGEST`] elements, and
+/// at least one.
 fn rounds_at_once(groups: &[Vec<Exchanged>], size: usize) -> usize {
     let round = size * groups.iter().map(|group| elements(group)).sum::<usize>();
     (LARGEST / round.max(1)).max(1)
@@ -80,7 +81,7 @@ impl Session {
         let targets = micro_batches.iter().map(Batch::targets).sum();
         check_targets(targets)?;
         let groups = exchanged(self.setup());
-        // All plans first: one that needs a larger arena would end those already queued.
+        // All plans are prepared first: one that needs a larger arena would invalidate those already queued.
         for i in own_share(micro_batches.len(), peers.rank(), peers.size()) {
             self.prepared(self.apart(micro_batches, i)?)?;
         }

@@ -1,5 +1,5 @@
-//! Gradients of whole weights, for methods that read them between steps. They are computed for groups of weights, so
-//! that neither the number of passes nor the memory grows with all weights.
+//! Gradients of whole weights, for methods that read them between steps. They are computed for one group of weights at
+//! a time, which limits both the memory and the number of passes.
 
 use crate::buckets::LARGEST;
 use sparta_graph::ops::Concat;

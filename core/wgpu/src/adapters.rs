@@ -22,7 +22,7 @@ const AMD: u32 = 0x1002;
 /// An adapter as reported by its driver.
 #[derive(Clone, Debug)]
 pub struct Adapter {
-    /// What the runtime knows of it; `id` is `wgpu:N` with its position in [`devices`].
+    /// What the runtime knows about it; `id` is `wgpu:N` with its position in [`devices`].
     pub info: DeviceInfo,
     /// `vulkan`, `metal`, `dx12` or `webgpu`.
     pub api: String,
@@ -119,7 +119,7 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
     Adapter {
         info: DeviceInfo {
             id: format!("wgpu:{index}"),
-            // Browsers do not tell it.
+            // Browsers do not reveal it.
             name: if info.name.is_empty() { "the GPU".into() } else { info.name.clone() },
             kind: kind(info.device_type),
             card: Some(info.device_pci_bus_id.clone()).filter(|card| !card.is_empty()),
@@ -173,8 +173,8 @@ fn kind(device_type: wgpu::DeviceType) -> DeviceKind {
 pub(crate) const UNITS_FEATURES: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16).union(wgpu::Features::SUBGROUP);
 
-/// The ways in which an adapter may offer products of f16 with sums in f32, most promising first. A driver does not
-/// tell the subgroup size of a kernel.
+/// The ways in which an adapter may offer products of f16 with sums in f32, most promising first. Drivers do not report
+/// the subgroup size of a kernel.
 pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Vec<MatrixUnits> {
     let (info, limits) = (adapter.get_info(), adapter.limits());
     let memory = limits.max_compute_workgroup_storage_size.min(MatrixUnits::MOST_MEMORY);

@@ -50,8 +50,8 @@ struct Flying {
 }
 
 impl Pace {
-    /// The rate starts low: a fast device soon gets more, but a slow one that got too much would already be reset by
-    /// its watchdog.
+    /// The rate starts low: a fast device soon gets more, but a slow one that got too much would by then have been
+    /// reset by its watchdog.
     pub(crate) fn new(kind: DeviceKind) -> Pace {
         let rate = match kind {
             DeviceKind::DiscreteGpu => 1e12,

@@ -23,7 +23,7 @@ struct Compiled {
     text: String,
     /// Which storage bindings it writes.
     writes: Vec<bool>,
-    /// With all bindings writable, and with those read-only that it only reads.
+    /// With all bindings writable, and with those that it only reads as read-only.
     pipelines: [Option<Pipeline>; 2],
 }
 
@@ -44,7 +44,7 @@ impl Compiled {
 impl Cache {
     /// The pipeline of a kernel that binds these storage buffers, and the random key if `rng`.
     ///
-    /// Between two dispatches that only read a buffer, wgpu puts no barrier, so that the device may overlap them. But a
+    /// wgpu puts no barrier between two dispatches that only read a buffer, so the device may overlap them. But a
     /// dispatch cannot bind ranges of one buffer, such as the arena, as read-only and as writable.
     pub fn get(
         &mut self,

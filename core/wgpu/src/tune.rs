@@ -1,4 +1,4 @@
-//! Choices among kernels that compute the same, made by timing them on the device.
+//! Choices among equivalent kernels, made by timing them on the device.
 //!
 //! When a plan is prepared, its lowering asks for choices by name. What no earlier run has stored is measured with buffers
 //! of its own, and stored for the next run.
@@ -26,7 +26,7 @@ const REPEATED: u32 = 4;
 pub(crate) struct Tuning {
     /// The device, and what is known of it.
     known: Tuned,
-    /// The names that the plans so far have asked for, those of the run that goes on among them.
+    /// The names that the plans so far have asked for, including those of a resumed run.
     asked: BTreeSet<String>,
     cache: Cache,
 }
@@ -55,7 +55,7 @@ impl WgpuBackend {
         let known = known.unwrap_or_default();
         let asked = known.keys().cloned().collect();
         tuned.choices.extend(known);
-        info!("{} measured choices are known of {}", tuned.choices.len(), tuned.device);
+        info!("{} measured choices are known for {}", tuned.choices.len(), tuned.device);
         self.tuning = Some(Tuning { known: tuned, asked, cache: self.cache.clone() });
         warning
     }
@@ -109,8 +109,8 @@ impl WgpuBackend {
             .map_err(|reason| self.op(&format!("{} ({})", call.op.name(), call.label), reason))
     }
 
-    /// Measures, and notes the choice. One that cannot be measured, for lack of memory for example, stays with the rule in
-    /// this session, and is neither stored nor recorded.
+    /// Measures, and notes the choice. A choice that cannot be measured, for example for lack of memory, is made by the
+    /// rule in this session, and is neither stored nor recorded.
     ///
     /// Errors: the loss of the device.
     fn answer(&mut self, question: &Question, measured: &mut BTreeMap<String, Choice>) -> Result<(), BackendError> {

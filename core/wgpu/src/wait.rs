@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signal_wakes_who_waits_for_it() {
+    fn a_signal_wakes_whoever_waits_for_it() {
         let signal = Signal::new();
         let set = signal.clone();
         let waiting = std::thread::spawn(move || block_on(signal));

@@ -146,7 +146,7 @@ pub const LANES: usize = 32;
 /// The sum of the lanes, pairwise; N is a power of two.
 #[inline(always)]
 pub fn sum_lanes<T: crate::real::Real, const N: usize>(lanes: [T; N]) -> T {
-    // Without the barrier the compiler shapes the whole loop after the last step here, two lanes wide.
+    // Without the barrier the compiler vectorizes the whole loop like its last step here, two lanes wide.
     let mut lanes = std::hint::black_box(lanes);
     let mut width = N / 2;
     while width > 0 {

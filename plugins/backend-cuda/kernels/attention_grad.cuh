@@ -1,8 +1,8 @@
-// What the gradients of attention share. A block of 8 warps owns 64 rows (keys for dk and dv, queries for dq) and goes over
-// tiles of OTHER rows of the other kind, copying the next one at the same time. Warps w and w + 4 are a pair with two
-// roles on the same 16 rows: role 0 makes the scores q.k and from them the probabilities, role 1 makes do.v. They
-// exchange what the other needs, lane by lane, and go on with what lies in their registers: role 0 with dv and role 1
-// with dk, or each with one half of the columns of dq. No atomics: sums have a fixed order.
+// What the gradients of attention share. A block of 8 warps owns 64 rows (keys for dk and dv, queries for dq) and goes
+// over tiles of OTHER rows of the other kind, copying the next one at the same time. Warps w and w + 4 are a pair with
+// two roles on the same 16 rows: role 0 makes the scores q.k and from them the probabilities, role 1 makes do.v. They
+// exchange what the other needs, lane by lane, and continue with what lies in their registers: role 0 with dv and role
+// 1 with dk, or each with one half of the columns of dq. No atomics: sums have a fixed order.
 constexpr u32 OWN = 64, OTHER = TILE_ROWS, TILE = OTHER * STRIDE, THREADS = 256, COLS = OTHER / 8;
 constexpr u32 EXCHANGE = 4 * COLS * 32 * 4;  // f32 of one direction: a float4 for each warp, 8 columns and lane
 constexpr u32 TILES_BYTES = 2 * (2 * OWN * STRIDE + 4 * TILE);
@@ -63,7 +63,7 @@ __device__ __forceinline__ float probability(const Params& p, u32 key0, u32 key1
     if (dropped) s = -s;
     return dropped ? 0.0f : p.keep * e;
 }
-// The gradient of a capped score, but for the factor `scale`.
+// The gradient of a capped score, without the factor `scale`.
 __device__ __forceinline__ float d_score(float slope, float d_probability, float delta, float keep) {
     bool dropped = __float_as_uint(slope) >> 31;
     return fabsf(slope) * ((dropped ? 0.0f : keep * d_probability) - delta);

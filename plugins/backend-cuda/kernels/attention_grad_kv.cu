@@ -12,7 +12,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_grad_kv(
     u32 heads = p.heads / p.kv_heads / parts, head0 = (kv_head * parts + part) * heads;
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, role = threadIdx.x / 128, g = lane / 4, t = lane % 4;
     u32 key0 = p.threshold ? rng[0] : 0, key1 = p.threshold ? rng[1] : 0;
-    // The end of the query rows that see a key of the tile: segments ascend, so that of the last key. Spans are data.
+    // The end of the query rows that see a key of the tile: segments ascend, so it is the end for the last key. Spans
+    // are data, and are clamped.
     u32 last = (k0 + OWN < p.rows ? k0 + OWN : p.rows) - 1, end = min(max(spans[2 * last + 1], last + 1), p.rows);
     if (p.window < end - last) end = last + p.window;
     u32 tiles = (end - k0 + OTHER - 1) / OTHER;

@@ -87,7 +87,7 @@ impl Compiler {
             None => {
                 let too_new = self.architectures.iter().all(|&known| known > device);
                 let other = if too_new {
-                    format!("an older NVRTC can: let {PATH_VARIABLE} name its directory")
+                    format!("an older NVRTC can: set {PATH_VARIABLE} to its directory")
                 } else {
                     "a newer NVRTC may".into()
                 };
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_has_a_name_and_a_line() {
+    fn compile_errors_name_kernel_and_line() {
         let Some(compiler) = nvrtc() else { return };
         let cache = Cache::at(None);
         let bad = [kernel(GOOD), kernel(&GOOD.replace("x[threadIdx.x]", "y[threadIdx.x]"))];
@@ -374,7 +374,7 @@ mod tests {
         assert_eq!(compiler.architecture((9, 0)).unwrap(), "sm_90");
         assert_eq!(compiler.architecture((8, 5)).unwrap(), "sm_80");
         let (old, new) = (compiler.architecture((3, 5)), compiler.architecture((99, 0)));
-        assert!(old.unwrap_err().contains("capability 3.5; an older NVRTC can: let SPARTA_CUDA_PATH name "));
+        assert!(old.unwrap_err().contains("capability 3.5; an older NVRTC can: set SPARTA_CUDA_PATH to "));
         assert!(new.unwrap_err().ends_with("capability 99.0; a newer NVRTC may"));
     }
 }

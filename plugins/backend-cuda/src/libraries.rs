@@ -137,8 +137,8 @@ impl Search {
         Search { first, then, absent }
     }
 
-    /// Opens the library for the newest installed major version of CUDA up to `newest`, whatever the version if
-    /// `SPARTA_CUDA_PATH` names one; the driver has one name for all versions.
+    /// Opens the library for the newest installed major version of CUDA up to `newest`; any that `SPARTA_CUDA_PATH`
+    /// leads to come first. The driver has one name for all versions.
     ///
     /// Errors: what is missing and how to get it; what cannot be loaded, and why.
     pub fn open(&self, part: Part, newest: u32) -> Result<Library, String> {
@@ -161,7 +161,8 @@ impl Search {
         }
         Err(broken.unwrap_or_else(|| {
             let absent = self.absent.iter();
-            let absent = absent.map(|dir| format!("; {PATH_VARIABLE} names {}, which is no directory", dir.display()));
+            let absent =
+                absent.map(|dir| format!("; {PATH_VARIABLE} names {}, which is not a directory", dir.display()));
             missing(part, newest) + &absent.collect::<String>()
         }))
     }
@@ -172,12 +173,12 @@ pub(crate) fn loader_says(error: &libloading::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-/// Whether the loader has looked for a name in vain, which is no error. On Linux it says so of another name if it has
-/// found a library that needs others.
+/// Whether the loader did not find a name, which is not an error. On Linux it reports a different name if it found the
+/// library, but not another one that this needs.
 fn is_absent(path: &Path, said: &str) -> bool {
     let is_name = path.file_name() == Some(path.as_os_str());
-    let in_vain = said.contains(&format!("{}: ", path.display())) && said.ends_with("No such file or directory");
-    is_name && (in_vain || !cfg!(target_os = "linux"))
+    let not_found = said.contains(&format!("{}: ", path.display())) && said.ends_with("No such file or directory");
+    is_name && (not_found || !cfg!(target_os = "linux"))
 }
 
 /// The oldest CUDA whose libraries are used.
@@ -192,7 +193,7 @@ fn missing(part: Part, major: u32) -> String {
         ),
         Part::Nvrtc | Part::CublasLt => format!(
             "{part} is missing ({name}): `pip install {}` in the active Python environment, install the CUDA {major} \
-             toolkit, or let {PATH_VARIABLE} name the directory that has it",
+             toolkit, or set {PATH_VARIABLE} to the directory that has it",
             part.packages(major)
         ),
     }
@@ -420,7 +421,7 @@ mod tests {
         let named = env::join_paths([&here, &nowhere]).unwrap();
         let search = Search::of(|name| (name == PATH_VARIABLE).then(|| named.clone().into()));
         let Err(message) = search.open(Part::CublasLt, 12) else { return };
-        let said = format!("; SPARTA_CUDA_PATH names {}, which is no directory", nowhere.display());
+        let said = format!("; SPARTA_CUDA_PATH names {}, which is not a directory", nowhere.display());
         assert!(message.contains("cuBLASLt is missing") && message.ends_with(&said), "{message}");
     }
 

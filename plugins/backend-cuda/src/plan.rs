@@ -105,9 +105,9 @@ impl Step {
     }
 
     pub fn run(&mut self, machine: &mut dyn Machine) -> Result<(), Failure> {
-        // SAFETY: the lowering and `products` make arguments that stay within the operands of a call, which lie in the
-        // buffers that `prepare` has checked the sizes of, and in scratch memory that is as large as they ask. What
-        // comes from data is compared with the operands by the kernels.
+        // SAFETY: the lowering and `products` make arguments that stay within the operands of a call, which lie in
+        // buffers whose sizes `prepare` has checked, and within scratch memory as large as they ask for. Kernels
+        // compare what comes from data with the operands.
         unsafe {
             match self {
                 Step::Launch { kernel, grid, threads, arguments } => {

@@ -98,8 +98,8 @@ fn linear(op: &Linear, call: &Call, device: &Device, serves: Serves) -> Result<O
     }))
 }
 
-/// A product with a bias and a 16-bit result. cuBLASLt may round such a result, add the bias and round again, as it seems
-/// to do on an H100 where rows are odd. So sums stay f32 in scratch memory from byte `from` on, a range of rows at a
+/// A product with a bias and a 16-bit result. cuBLASLt may round such a result, add the bias and round again, as it
+/// seems to do on an H100 for some shapes. So sums stay f32 in scratch memory from byte `from` on, a range of rows at a
 /// time, and are rounded once.
 fn rounded(
     product: &Multiply,

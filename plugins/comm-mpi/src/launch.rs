@@ -39,12 +39,12 @@ const LAUNCHERS: [Launcher; 4] = [
     },
 ];
 
-/// Whether the processes of a launch are to use Open MPI's library, and not MPICH's.
+/// Whether the processes of a launch should use Open MPI's library rather than MPICH's.
 pub fn uses_open_mpi(launch: &Launch) -> bool {
     LAUNCHERS.iter().any(|launcher| launcher.open_mpi && launcher.name == launch.launcher)
 }
 
-/// The launcher of this process, if it has started others, too.
+/// The launch that this process belongs to, if it has other processes, too.
 pub fn launch(variable: &dyn Fn(&str) -> Option<String>) -> Option<Launch> {
     let number = |name: &str| variable(name)?.parse::<usize>().ok();
     let launch = LAUNCHERS.iter().find_map(|launcher| {
@@ -54,7 +54,7 @@ pub fn launch(variable: &dyn Fn(&str) -> Option<String>) -> Option<Launch> {
     launch.filter(|launch| launch.size > 1 && launch.rank < launch.size)
 }
 
-/// Processes of the launch on this machine, if the launcher says; 1 without a launcher.
+/// The number of this launch's processes on this machine; 1 without a launcher, or if the launcher does not say.
 pub fn local_size() -> usize {
     local_size_in(&|name| std::env::var(name).ok())
 }
@@ -91,7 +91,7 @@ mod tests {
 
     /// What `srun` of SLURM 22.05 sets for the second of two tasks.
     #[test]
-    fn the_library_is_that_which_srun_speaks_to() {
+    fn the_library_is_the_one_that_srun_works_with() {
         let step = [("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_STEP_TASKS_PER_NODE", "2")];
         for (more, open_mpi) in [
             (&[("PMI_RANK", "1"), ("PMI_SIZE", "2"), ("SLURM_MPI_TYPE", "pmi2")][..], false),

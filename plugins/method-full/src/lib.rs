@@ -65,7 +65,7 @@ mod tests {
     ];
 
     #[test]
-    fn everything_is_trained_but_a_replaced_vocabulary_head() {
+    fn everything_is_trained_except_a_replaced_vocabulary_head() {
         use Selection::*;
         assert_eq!(select(CLASSIFIER, true.into()).unwrap(), [Dense, Dense, Dense, Dense, Frozen, Dense]);
         assert_eq!(select(CLASSIFIER, false.into()).unwrap(), [Frozen, Dense, Dense, Dense, Frozen, Dense]);

@@ -7,8 +7,8 @@
  * Rules:
  * - Every struct starts with its size in bytes. A later minor version appends fields; read a field only if the size
  *   covers it. SpartaBytes never changes. Function pointers may be NULL only where noted.
- * - An interface is found by its id with a major version. Another major version is another interface; the host rejects
- *   major versions that it does not know.
+ * - An interface is found by its id with a major version. A different major version is a different interface; the host
+ *   rejects major versions that it does not know.
  * - The host owns all memory that crosses. Results and errors are passed to it as bytes, which it copies before the
  *   function returns. What the host passes in is valid until the plugin's function returns.
  * - Handles are opaque integers, chosen by the side that made them. A SpartaCall is valid until the plugin's function returns,
@@ -189,7 +189,7 @@ typedef struct SpartaMethod {
      * NULL if no linear layer is reparametrized. */
     SpartaStatus (*forward)(SpartaCall call, SpartaBytes site, uint32_t x, uint32_t w, const uint32_t *extra,
                             size_t extra_count, uint32_t *y);
-    /* Writes the parameter with which the plain model does the same, f32, to merged; w is f32.
+    /* Writes the parameter with which the plain model computes the same result, f32, to merged; w is f32.
      * NULL if nothing is reparametrized. */
     SpartaStatus (*merge)(SpartaCall call, SpartaBytes site, uint32_t w, const uint32_t *extra, size_t extra_count,
                           uint32_t *merged);
@@ -352,7 +352,7 @@ typedef struct SpartaBackend {
 
 /* sparta.communicator/1: the processes that a launcher has started together. describe and launched may be called from any
  * thread; the functions of what was joined from one thread at a time. All processes call the same functions in the same
- * order; each waits for the others as long as they live. A process that is gone ends all.
+ * order; each waits for the others as long as they live. If a process is lost, all end.
  *
  * CommunicatorPluginInfo {"name": "mpi", "version": "0.1.0"}
  * Launch                 {"launcher": "mpirun", "rank": 1, "size": 4}
@@ -363,7 +363,7 @@ typedef struct SpartaCommunicator {
     size_t size;
     /* Result: CommunicatorPluginInfo. */
     SpartaStatus (*describe)(SpartaCall call);
-    /* Result: Launch, or null if this process was started alone. Looks at the environment, no more. */
+    /* Result: Launch, or null if this process was started alone. Looks only at the environment. */
     SpartaStatus (*launched)(SpartaCall call);
     /* Meets the other processes, once. Result: Place; writes a handle. */
     SpartaStatus (*join)(SpartaCall call, uint64_t *communicator);

@@ -305,9 +305,9 @@ pub struct SpartaWork {
     pub kind: u64,
     /// The buffer that is written, or the prepared plan that is run.
     pub handle: u64,
-    /// For a write: the element from which on the data goes.
+    /// For a write: the first element to write.
     pub offset: usize,
-    /// For a write: as `write` takes it.
+    /// For a write: the data, in the form that `write` takes.
     pub data: SpartaBytes,
 }
 

@@ -233,7 +233,7 @@ macro_rules! options {
 
             /// Reads the values that the host hands over; one that is missing gets its default.
             ///
-            /// Errors: a value has another type, or is missing and has no default.
+            /// Errors: a value has the wrong type, or is missing and has no default.
             $visibility fn read(
                 options: &$crate::options::Options,
             ) -> ::core::result::Result<Self, $crate::Error> {

@@ -5,7 +5,7 @@
 //! use sparta_plugin::testing::layers;
 //!
 //! #[test]
-//! fn merged_layers_compute_the_same() {
+//! fn merged_layers_give_the_same_outputs() {
 //!     let mut backend = sparta_backend_cpu::Reference::new(None).unwrap();
 //!     for layer in layers(&MyMethod, &Options::new()).unwrap() {
 //!         layer.check_gradients(&mut backend).unwrap();
@@ -324,8 +324,8 @@ impl Layer<'_> {
         Ok(outputs[0].difference(&outputs[1]))
     }
 
-    /// Checks that a plain layer with the merged weight computes the same, whatever the added tensors are. Meant for a
-    /// backend in f64.
+    /// Checks that a plain layer with the merged weight computes the same result, whatever the added tensors are. Meant
+    /// for a backend in f64.
     ///
     /// Errors: the layers differ; those of `forward`, `merge` and the backend.
     pub fn check_merge(&self, backend: &mut dyn Backend) -> Result<(), Error> {
@@ -376,7 +376,7 @@ impl Layer<'_> {
 
     /// The method's term of the loss for this parameter, if it has one.
     ///
-    /// Errors: a term of another shape than `[1]`, or that is not finite; those of the method and the backend.
+    /// Errors: a term whose shape is not `[1]`, or that is not finite; those of the method and the backend.
     pub fn penalty(&self, backend: &mut dyn Backend) -> Result<Option<f32>, Error> {
         let outputs = compute(backend, &self.inputs(true), true, |graph, values| {
             let term = self.method.penalty(&self.site(true), graph, values[1], &values[2..])?;
@@ -394,9 +394,9 @@ impl Layer<'_> {
         }
     }
 
-    /// The names of the added tensors to which `update` gives other values, at a learning rate of 0.01.
+    /// The names of the added tensors that `update` changes, at a learning rate of 0.01.
     ///
-    /// Errors: values that are not finite, of another shape, or of a tensor that is not trained; those of the method
+    /// Errors: values that are not finite, of the wrong shape, or of a tensor that is not trained; those of the method
     /// and the backend.
     pub fn updated(&self, backend: &mut dyn Backend) -> Result<Vec<&str>, Error> {
         let mut changed = Vec::new();

@@ -149,7 +149,7 @@ fn labels_of_a_trained_model_are_kept() {
 }
 
 #[test]
-fn what_does_not_fit_says_what_was_found() {
+fn unusable_tables_are_refused_with_what_was_found() {
     let numbered: String = (0..30).map(|i| format!("t{i},l{i}\n")).collect();
     let numbered = format!("text,label\n{numbered}");
     for (content, options, expected) in [

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn other_separators_are_told_by_the_header() {
+    fn other_separators_are_recognised_by_the_header() {
         assert_eq!(read("text;label\na, b;1\n").unwrap(), [(2, json!({"text": "a, b", "label": "1"}))]);
         assert_eq!(read("text\tlabel\na;b\t1\n").unwrap(), [(2, json!({"text": "a;b", "label": "1"}))]);
         assert_eq!(read("text\nalone\n").unwrap(), [(2, json!({"text": "alone"}))]);

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn encodings_are_told_by_their_mark() {
+    fn encodings_are_recognised_by_their_mark() {
         let text = format!("é𝄞\r\n{}", "a𝄞".repeat(CHUNK));
         let units: Vec<u16> = text.encode_utf16().collect();
         let little: Vec<u8> = [0xfeff].iter().chain(&units).flat_map(|unit| unit.to_le_bytes()).collect();

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_an_error() {
+    fn a_value_that_is_not_an_object_is_an_error() {
         for (content, what) in [
             ("[1]", "f.json:1: expected an object, got `1`"),
             ("text", "f.json:1: expected an array of objects, or objects, got `t`"),

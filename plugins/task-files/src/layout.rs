@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_out_split_alone_is_enough_where_it_alone_is_read() {
+    fn a_held_out_split_is_enough_if_only_it_is_read() {
         let alone = [("test.jsonl", LINE)];
         assert_eq!(names(&found_for(&["test"], &alone).unwrap().parts()), ["test.jsonl"]);
         assert!(found_for(&["train", "test"], &alone).is_err());

@@ -15,7 +15,7 @@ const MOST_VALUES: u64 = 1 << 26;
 /// The deepest nesting of structs in a header.
 const DEPTH: usize = 8;
 
-/// Passes over the pages of a column chunk.
+/// Checks the pages of a column chunk by their headers.
 ///
 /// Errors: a chunk outside of the file, a malformed header, a page above 256 MiB, more values than lists may have.
 pub(crate) fn check(file: &File, chunk: &ColumnChunkMetaData) -> Result<(), String> {
@@ -57,7 +57,7 @@ struct Pages<'a> {
 }
 
 impl Pages<'_> {
-    /// Reads a header and passes over its page.
+    /// Reads a header and skips its page.
     fn next_page(&mut self) -> Result<Page, String> {
         let (mut unpacked, mut packed, mut values) = (None, None, 0);
         let mut id = 0;
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_and_other_fields_passed_over() {
+    fn sizes_are_read_and_other_fields_skipped() {
         // type 0, unpacked 1000, packed 3, crc, and a data page header with statistics that hold a binary.
         let mut header =
             vec![0x15, 0, 0x15, 0xd0, 0x0f, 0x15, 6, 0x15, 9, 0x1c, 0x15, 2, 0x4c, 0x18, 2, b'a', b'b', 0, 0];

@@ -59,7 +59,7 @@ impl Schema {
     /// An example with the label `text`, a class by name or number, or a number, and without texts yet.
     ///
     /// # Errors
-    /// What was expected and given, without the place.
+    /// What was expected and what was given, without file and line.
     pub(crate) fn label(&self, text: &str) -> Result<Example, String> {
         if !self.classes.is_empty() {
             return Ok(Example { label: self.class(text)?, ..Example::default() });

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_may_go_on_in_the_next_lines_where_that_is_so() {
+    fn a_row_may_span_lines_where_the_format_allows_it() {
         let header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n";
         let wanted: &dyn Fn(&str) -> bool = &|name| name.starts_with("question");
         let reading = Reading { wrapped_rows: true, wanted: Some(wanted), ..Reading::default() };

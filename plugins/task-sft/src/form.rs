@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_was_found() {
+    fn errors_describe_what_was_found() {
         for (value, parts) in [
             (json!({"question": "q", "reply": 1}), ["expected `messages`", "got question, reply"]),
             (json!({"messages": []}), ["a list of turns in `messages`", "`from`"]),

@@ -141,7 +141,7 @@ pub fn acl_imdb(bytes: &[u8]) -> bool {
     // It does not exist the first time.
     let _ = fs::remove_dir_all(&root);
     for class in SCHEMA.classes {
-        fs::create_dir_all(root.join(class)).expect("a directory in the one for temporary files");
+        fs::create_dir_all(root.join(class)).expect("a directory for temporary files");
     }
     for line in bytes.split(|&byte| byte == b'\n').take(32) {
         if let [kind, class, name @ ..] = line {

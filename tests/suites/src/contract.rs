@@ -76,11 +76,11 @@ fn offsets_count_elements(backend: &mut dyn Backend) -> Result<(), String> {
         let mut beyond = vec![0; 4 * size];
         expect(
             backend.read(buffer, 62, &mut beyond).is_err(),
-            format!("{dtype}: the end of a buffer can be read over"),
+            format!("{dtype}: a buffer can be read beyond its end"),
         )?;
         expect(
             backend.write(buffer, 62, &beyond).is_err(),
-            format!("{dtype}: the end of a buffer can be written over"),
+            format!("{dtype}: a buffer can be written beyond its end"),
         )?;
         backend.free(buffer);
     }

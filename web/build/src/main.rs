@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{name}: {} bytes, {compressed} compressed", bytes.len());
         if compressed > limit {
             return Err(
-                format!("{name}: {compressed} bytes are more than the {limit} that a visitor shall load").into()
+                format!("{name}: {compressed} bytes are more than the {limit} that a visitor should have to load").into()
             );
         }
     }

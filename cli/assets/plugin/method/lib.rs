@@ -58,7 +58,7 @@ impl Method for @type@ {
         graph.one(Mul {}, &[y, scale(extra)?])
     }
 
-    /// The weight `[out, in]` that computes the same in a plain layer.
+    /// The weight `[out, in]` with which a plain layer computes the same result.
     fn merge(&self, _site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
         let columns = graph.one(Transpose {}, &[w])?;
         let scaled = graph.one(Mul {}, &[columns, scale(extra)?])?;

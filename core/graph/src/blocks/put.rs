@@ -13,7 +13,7 @@ struct Place {
 }
 
 impl Blocks {
-    /// Writes to element `i` of a block the number nearest to `x` that its scales allow. The other elements stay.
+    /// Sets element `i` of a block to the number nearest to `x` that its scales allow. The other elements stay.
     pub fn put(self, block: &mut [u8], i: usize, x: f32) {
         let Place { scale, offset, most, bits } = self.place(block, i);
         let q = if scale == 0.0 { 0.0 } else { ((x - offset) / scale).round_ties_even() };

@@ -8,8 +8,8 @@ use super::*;
 /// softmax, then dropout: key row j is dropped when Philox(key = rng[0..2], counter = (j, t, h, salt)).x * 2^-32 < p,
 /// and what stays is divided by 1 - p.
 ///
-/// A device may round the probabilities of bf16 operands to bf16 before they are multiplied, and in the gradient those
-/// of the scores ([`crate::DeviceInfo::rounds_in_attention`]).
+/// A device may round the probabilities of bf16 operands to bf16 before they are multiplied, and in the backward pass
+/// also the gradients of the scores ([`crate::DeviceInfo::rounds_in_attention`]).
 ///
 /// Inputs: `q [T, heads * head_dim]`, `k`, `v [T, kv_heads * head_dim]`, all f32 or all bf16, `spans` u32 `[T, 2]`, and
 /// `rng` u32 `[4]` if `dropout > 0`. Outputs: `o` as `q`, `lse` f32 `[T, heads]`, the log-sum-exp of the scores.

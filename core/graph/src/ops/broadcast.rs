@@ -25,7 +25,7 @@ impl Operation for Broadcast {
     }
 }
 
-/// How the second operand of an elementwise op meets a matrix `[T, n]`.
+/// How the second operand of an elementwise op is repeated to match a matrix `[T, n]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broadcasting {
     /// Both have one shape.
@@ -37,7 +37,7 @@ pub enum Broadcasting {
 }
 
 impl Broadcasting {
-    /// Errors: types or shapes that do not meet.
+    /// Errors: types or shapes that do not match.
     pub fn of(a: &TensorType, b: &TensorType) -> Result<Broadcasting, String> {
         activation(a, "a")?;
         let kind = match (&a.shape[..], &b.shape[..]) {

@@ -44,8 +44,8 @@ pub trait Operation {
         false
     }
 
-    /// Whether its output stands for its first input, in another form: gradients by the output are those of the input, and a
-    /// backward pass makes the output again rather than having it kept.
+    /// Whether its output stands for its first input, in another form: gradients with respect to the output are those
+    /// of the input, and a backward pass recomputes the output instead of keeping it.
     fn decodes(&self) -> bool {
         false
     }

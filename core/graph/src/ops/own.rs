@@ -8,7 +8,7 @@ use super::*;
 #[serde(transparent)]
 pub struct Own(pub Box<OwnOp>);
 
-/// What a plugin says of its operation.
+/// What a plugin declares about its operation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OwnOp {
     /// For messages.
@@ -43,14 +43,15 @@ pub struct BodyCall {
     pub inputs: Vec<u32>,
 }
 
-/// A gradient that is computed otherwise than by differentiating the body.
+/// A gradient that is not computed by differentiating the body.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GradientRule {
     /// Positions of the inputs that have a gradient.
     pub of: Vec<u32>,
     /// From the inputs, the outputs and the gradients of the outputs, in this order, to the gradients of `of`.
     pub body: Body,
-    /// It is not the derivative on purpose (a straight-through estimator), so nobody compares it with differences.
+    /// Whether it is deliberately not the derivative (a straight-through estimator), and so is not compared with finite
+    /// differences.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub straight_through: bool,
 }

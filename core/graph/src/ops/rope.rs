@@ -27,10 +27,10 @@ impl Operation for Rope {
         activation(inputs[0], "x")?;
         let (rows, columns) = matrix(inputs[0], "x")?;
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) || !columns.is_multiple_of(self.head_dim) {
-            return Err(format!("rows of {columns} elements are not made of even heads of {}", self.head_dim));
+            return Err(format!("heads have {} elements, expected an even divisor of {columns}", self.head_dim));
         }
         if !(1..=self.head_dim / 2).contains(&(self.width() / 2)) || !self.width().is_multiple_of(2) {
-            return Err(format!("{} elements of heads of {} cannot be rotated in pairs", self.width(), self.head_dim));
+            return Err(format!("{} of a head's {} elements cannot be rotated in pairs", self.width(), self.head_dim));
         }
         spans(inputs[1], rows)?;
         f32s(inputs[2], "table")?;

@@ -4,7 +4,7 @@ use super::*;
 /// that is [`IGNORED`] is not written.
 ///
 /// Inputs: `dst [C, d]` f32 or bf16, in bf16 with an even d; `src [T, d]` f32 or bf16; `rows` u32 `[T]`, all different
-/// but for those that are ignored.
+/// except for those that are ignored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StoreRows {}
 

@@ -107,7 +107,7 @@ fn of_family(
 ) -> Result<Map<String, Value>> {
     let window = keys.count("attention.sliding_window")?.filter(|&window| window > 0);
     let layers = keys.required("block_count")?;
-    // The largest Gemma of each generation scales by the width of a head of the hidden state, which no key says.
+    // The largest Gemma of each generation scales by the width of a head of the hidden state, which no key states.
     let scalar = |largest: u64| if layers == largest { hidden / heads.max(1) } else { head_dim };
     let mut more = Map::new();
     let mut add = |key: &str, value: Value| drop(more.insert(key.to_owned(), value));

@@ -39,7 +39,7 @@ pub struct Entry {
 impl GgufFile {
     /// Maps the file and checks its header. Values of tensors are not read.
     ///
-    /// Errors name file and place: another version or byte order; counts and sizes beyond the file; a tensor of an
+    /// Errors name file and place: a different version or byte order; counts and sizes beyond the file; a tensor of an
     /// unsupported type; tensors that overlap or are not aligned.
     pub fn open(path: impl Into<PathBuf>) -> Result<GgufFile> {
         let path = path.into();

@@ -26,7 +26,7 @@ const CHUNK: usize = 1 << 20;
 impl Client {
     /// Makes sure that a file is in the snapshot of `commit`.
     ///
-    /// `size`: its size in bytes, if known; a file of another size is fetched again.
+    /// `size`: its size in bytes, if known; a file of a different size is fetched again.
     pub fn fetch(
         &self,
         cache: &Cache,

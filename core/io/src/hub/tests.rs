@@ -230,7 +230,7 @@ fn message(hub: &Hub, repo: &Repo) -> String {
 }
 
 #[test]
-fn names_are_told_from_paths() {
+fn names_are_distinguished_from_paths() {
     let parse = |text: &str| Repo::parse(Kind::Model, Path::new(text), None).unwrap();
     assert_eq!(parse("google/gemma-2b").unwrap().revision, "main");
     assert_eq!(parse("google/gemma-2b@refs/pr/1").unwrap().revision, "refs/pr/1");
@@ -277,7 +277,7 @@ fn a_model_lands_in_the_layout_of_the_shared_cache_and_is_not_asked_for_twice() 
 }
 
 #[test]
-fn an_interrupted_download_goes_on_where_it_ended() {
+fn an_interrupted_download_continues_where_it_stopped() {
     let cut = Some((1_000_000, 1));
     let server = Server::start(State { files: model(), cut, ..State::default() });
     let cache = tempfile::tempdir().unwrap();
@@ -305,7 +305,7 @@ fn an_interrupted_download_goes_on_where_it_ended() {
 }
 
 #[test]
-fn a_server_without_ranges_begins_again() {
+fn a_download_without_ranges_begins_again() {
     let state = State { files: model(), cut: Some((1_000_000, 1)), no_ranges: true, ..State::default() };
     let (server, cache) = (Server::start(state), tempfile::tempdir().unwrap());
     let dir = get(&server.hub(&cache), &repo()).unwrap();
@@ -342,7 +342,7 @@ fn gated_repositories_say_what_to_do() {
 }
 
 #[test]
-fn what_is_not_there_is_told_with_advice() {
+fn missing_models_and_files_are_reported_with_advice() {
     let (server, cache) = (Server::start(State { files: model(), ..State::default() }), tempfile::tempdir().unwrap());
     let hub = server.hub(&cache);
     let typo = message(&hub, &Repo { id: "org/smal".into(), ..repo() });
@@ -377,7 +377,7 @@ fn without_a_connection_the_cached_copy_serves() {
 }
 
 #[test]
-fn what_is_cut_short_in_the_cache_is_fetched_again() {
+fn truncated_files_in_the_cache_are_fetched_again() {
     let (server, cache) = (Server::start(State { files: model(), ..State::default() }), tempfile::tempdir().unwrap());
     let hub = server.hub(&cache);
     let dir = get(&hub, &repo()).unwrap();
@@ -403,7 +403,7 @@ fn a_busy_hub_is_asked_again_when_it_says() {
 }
 
 #[test]
-fn a_body_that_goes_on_is_cut_off() {
+fn a_body_that_is_too_long_is_cut_off() {
     let state = State { files: model(), longer: 1 << 20, ..State::default() };
     let (server, cache) = (Server::start(state), tempfile::tempdir().unwrap());
     let dir = get(&server.hub(&cache), &repo()).unwrap();
@@ -412,7 +412,7 @@ fn a_body_that_goes_on_is_cut_off() {
 
 /// The other host is this machine by another name, or another port.
 #[test]
-fn the_token_goes_to_the_hub_alone() {
+fn the_token_goes_only_to_the_hub() {
     let state = State { files: model(), gated: true, token: Some("good".into()), ..State::default() };
     let (server, cache) = (Server::start(state), tempfile::tempdir().unwrap());
     // The server refuses a token at the place of the bytes.

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_of_sentencepiece_is_as_bad_as_its_longest_text() {
+    fn a_sentencepiece_map_grows_a_text_by_its_longest_replacement() {
         // An index of 0 bytes, then "ab" and "cdefg".
         let map = json!({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAGFiAGNkZWZnAA=="}});
         assert_eq!(base64("AAAAAGFiAGNkZWZnAA=="), b"\0\0\0\0ab\0cdefg\0");

@@ -246,7 +246,7 @@ impl Encoder {
         }
     }
 
-    /// Length of the common suffix of two unlike examples.
+    /// The length of the suffix that two different examples have in common.
     fn common_tail(&self, pair: bool) -> Result<usize> {
         let [first, second] = ["Good.", "why not"].map(|text| self.encode(text, pair.then_some(text)));
         let (first, second) = (first?, second?);

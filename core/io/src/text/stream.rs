@@ -93,7 +93,7 @@ mod tests {
         let bytes = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
         let (found, rest) = pieces(&[257], &bytes("é😀x"));
         assert_eq!((found, rest.as_str()), (["", "é", "", "", "", "😀", "x"].map(String::from).to_vec(), ""));
-        // What never becomes a character is shown at the end, or when a character follows.
+        // Bytes that never become a character are shown at the end, or when a character follows.
         let (found, rest) = pieces(&[257], &[0xf0, 0x9f]);
         assert_eq!((found.concat().as_str(), rest.chars().all(|c| c == '\u{fffd}')), ("", true));
         assert!(!rest.is_empty());

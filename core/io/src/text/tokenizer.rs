@@ -111,7 +111,7 @@ impl Tokenizer {
         {
             let run = longest_run(text);
             return Err(Error::Tokenizer(format!(
-                "{}: a text has {run} characters in a row that are all white space, or all not; a browser can split at \
+                "{}: a text has a run of {run} characters that are all white space, or all not; a browser can split at \
                  most {most}: divide the text, or use sparta-cli",
                 self.path.display()
             )));
@@ -304,7 +304,7 @@ mod tests {
     use tempfile::TempDir;
 
     #[test]
-    fn runs_are_of_white_space_or_of_all_else() {
+    fn runs_are_white_space_or_anything_else() {
         assert_eq!(
             ["", "a", " ", "ab \u{3000}\n c", "   ab", "\u{4f60}\u{597d} a"].map(longest_run),
             [0, 1, 1, 4, 3, 2]
@@ -407,7 +407,7 @@ mod tests {
 
     /// Every single-byte change of the file is an error or a working tokenizer.
     #[test]
-    fn any_changed_byte_is_survived() {
+    fn no_changed_byte_causes_a_panic() {
         let dir = directory(tiny(), json!({}));
         let good = tiny().to_string().into_bytes();
         for i in 0..good.len() {

@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_instead_is_said() {
+    fn an_error_says_what_is_there_instead() {
         let dir = tempfile::tempdir().unwrap();
         error(&dir, &["no model.safetensors", "0 other entries"]);
         fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();

@@ -162,7 +162,7 @@ impl Lowering<'_> {
     /// a workgroup does `heads` heads one after another.
     fn check_rounds(&self, op: &Attention, rows: usize, heads: usize, products: usize) -> Result<(), String> {
         let others = self.others() as usize;
-        // A slice of 32 columns takes a round and 8 steps; where there is but one, weights take twice as many.
+        // A slice of 32 columns takes a round and 8 steps; with a single slice, weights take twice as many.
         let per_tile = 20 + 9 * products * op.head_dim.div_ceil(32);
         if rows.div_ceil(others) * per_tile * heads <= self.bounds.rounds {
             return Ok(());

@@ -1,5 +1,5 @@
-//! Choices among kernels that compute the same, which only a measurement on the device can make: a lowering asks
-//! questions, and a backend that can time kernels answers them.
+//! Choices among equivalent kernels, which only a measurement on the device can make: a lowering asks questions, and a
+//! backend that can time kernels answers them.
 
 use super::Lowering;
 use sparta_graph::graph::TensorType;
@@ -8,13 +8,13 @@ use sparta_graph::{Call, Choice, DType, Op, Operand, Place};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// How a lowering chooses among kernels that compute the same, but for the order of their sums.
+/// How a lowering chooses among kernels that differ only in the order of their sums.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Choosing<'c> {
     /// By rules, which know sizes alone.
     #[default]
     ByRule,
-    /// As measured; by rule what is not known yet, and a [`Question`] about it.
+    /// As measured; what is not known yet is chosen by rule, and a [`Question`] asks about it.
     Measured(&'c BTreeMap<String, Choice>),
     /// This wherever it fits: for measurements.
     Only(&'c Choice),
@@ -124,14 +124,14 @@ impl Question {
             Trial { call: call(op.into(), inputs.clone(), TensorType::f32([chosen])), choice: Choice::new() }
         };
         let trials = vec![trial(Sampling::Sampled), trial(Sampling::Tiled)];
-        // One in each run of elements, at a changing place.
+        // One in each run of elements, at a varying position.
         let index = (0..chosen).map(|i| (i * ONE_IN + i * 37 % ONE_IN) as u32).collect();
         let row_ptr = (0..=out).map(|row| (row * columns / ONE_IN) as u32).collect();
         Question { name, trials, contents: vec![(2, index), (3, row_ptr)], answer: Answer::Cost }
     }
 
-    /// How many rows of the other side a tile of attention has, for an op like this one on fewer rows. `spans` is the
-    /// position of that input; `others` begins with what the rule says.
+    /// Asks how many rows of the other side an attention tile should have, measured with this op on fewer rows. `spans`
+    /// is the position of that input; the first of `others` is the rule's choice.
     pub(super) fn attention(
         name: String,
         op: &Attention,
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_is_used_and_not_asked_again() {
+    fn known_choices_are_used_and_not_measured_again() {
         let mut known = BTreeMap::new();
         let first = lowered(&linear(300), Choosing::Measured(&known));
         let name = first.questions[0].name.clone();
@@ -282,7 +282,7 @@ mod tests {
 
     /// What a file says is used only if a kernel can be made of it.
     #[test]
-    fn a_choice_that_no_kernel_has_is_passed_over() {
+    fn a_choice_that_no_kernel_has_is_ignored() {
         let name = "product f32 nt f32*f32 512x256x512";
         let by_rule = lowered(&linear(300), Choosing::ByRule);
         for wrong in [
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_timed_takes_little() {
+    fn timed_products_are_small() {
         for (sizes, flops) in [([100_000, 100_000, 100_000], 2_000_000_000_000), ([4096, 16384, 2048], 100_000_000_000)]
         {
             let [m, n, k] = typical(sizes, flops);

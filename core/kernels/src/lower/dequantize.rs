@@ -6,7 +6,7 @@ use sparta_graph::ops::Dequantize;
 impl Lowering<'_> {
     pub(super) fn dequantize(&mut self, op: &Dequantize) -> Result<(), String> {
         let (blocks, y) = (self.input(0)?, self.output(0)?);
-        let stored = op.blocks.bytes_of(op.columns).ok_or("its rows are no whole blocks")?;
+        let stored = op.blocks.bytes_of(op.columns).ok_or("its rows are not whole blocks")?;
         let bytes = op.blocks.bytes();
         let constants = [
             ("FORMAT", op.blocks as u32),

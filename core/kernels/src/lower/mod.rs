@@ -500,8 +500,9 @@ fn words(elements: usize, dtype: DType) -> usize {
     elements.div_ceil(4 / dtype.size())
 }
 
-/// Elements of a thread's step through tensors of these types whose rows, or which themselves, have `n` elements: what fills
-/// vectors of 16 bytes, 4 or 8; 0 where `n` does not end at one, and for empty tensors, which bind a single word.
+/// How many elements a thread takes at a time from tensors of these types, where `n` is the length of their rows or of
+/// the whole tensors: 4 or 8, which fill a vector of 16 bytes. 0, for single words, if `n` is not whole vectors, and
+/// for empty tensors, which bind a single word.
 fn vectors(n: usize, types: &[DType]) -> usize {
     let most = if types.iter().any(|dtype| dtype.size() == 2) { 8 } else { 4 };
     if n > 0 && n.is_multiple_of(most) { most } else { 0 }

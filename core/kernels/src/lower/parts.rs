@@ -3,7 +3,7 @@
 use super::{Lowering, Memory, Step, View, lower, row_bytes, view};
 use sparta_graph::{Call, Operand, PartCall, Place, Rows, Slot};
 
-/// The parts of a composite's call, in order, as calls of their own; none of another op. The operands of each are
+/// The parts of a composite's call, in order, as separate calls; none for any other op. The operands of each are
 /// numbered, and the views say where their rows lie ([`View::within`]).
 ///
 /// Errors: an operand is missing.

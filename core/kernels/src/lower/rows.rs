@@ -14,7 +14,7 @@ const BUSY: usize = 256;
 /// Rows below which dividing a sum gains nothing.
 const SHORTEST_CHUNK: usize = 64;
 
-/// Sums of columns: `sums` of the `width` columns of each of `rows` rows, in steps of `vectors` columns or of one.
+/// Sums of `sums` of the `width` columns over `rows` rows, taken `vectors` columns at a time, or one.
 struct ColumnSums {
     rows: usize,
     width: usize,

@@ -15,7 +15,7 @@ pub trait Layers {
     /// The parameter `name` as a graph value.
     fn tensor(&mut self, graph: &mut Graph, name: &str) -> Result<Value>;
 
-    /// Rows of the parameter `name`, f32 `[T, width]`, as `op` makes them of `tokens`.
+    /// The rows of the parameter `name` that `op` looks up for `tokens`: f32 `[T, width]`.
     fn lookup(&mut self, graph: &mut Graph, name: &str, tokens: Value, op: Embed) -> Result<Value>;
 
     /// The parameter `name` as matrix products read it: itself or its rounded copy.

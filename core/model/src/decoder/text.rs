@@ -22,7 +22,7 @@ const OF_THE_WHOLE: [&str; 8] = [
 ];
 
 /// The `config.json` of Gemma 3's text part, as transformers writes it for a text model; `None` if `config` already is
-/// one of a text model.
+/// that of a text model.
 ///
 /// Errors: a text part or classes other than Gemma 3's.
 pub fn text_config(path: &Path, config: &Map<String, Value>) -> Result<Option<Map<String, Value>>> {

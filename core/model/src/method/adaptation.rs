@@ -74,7 +74,7 @@ pub struct Adaptation {
     /// The number of elements of each sparse parameter by position, since the index sets of [`Adaptation::expected`] are
     /// empty.
     sparse_sizes: BTreeMap<usize, usize>,
-    /// Rates of dense and sparse parameters that are not the run's, by position.
+    /// Rates of dense and sparse parameters, by position, where they differ from the run's.
     rates: BTreeMap<usize, Rates>,
     /// Sparse parameters whose elements are yet to be chosen by their scores, by position.
     scored: BTreeMap<usize, Scored>,
@@ -403,8 +403,8 @@ impl Adaptation {
         self.formats = formats.collect();
     }
 
-    /// The blocks in which the device holds a parameter: a matrix that is read by products or lookups alone and not trained
-    /// itself. [`Adaptation::device_dtype`] is the type that it is decoded to.
+    /// The blocks in which the device holds a parameter: a matrix that is read only by products or lookups and is not
+    /// trained itself. [`Adaptation::device_dtype`] is the type that it is decoded to.
     pub fn blocks_of(&self, parameter: usize) -> Option<Blocks> {
         let own = &self.parameters[parameter];
         let kept = match self.modes[parameter] {
@@ -437,7 +437,7 @@ impl Adaptation {
 
     /// Errors: a weight that is stored in blocks and would be trained as a whole, which blocks cannot hold.
     pub fn check_trainable(&self) -> Result<()> {
-        // A head is small, and decoded.
+        // A head is small, so it is decoded instead.
         let body = |position: &usize| self.parameters[*position].role != Role::Head;
         let whole = |(position, mode): (usize, &TrainMode)| matches!(mode, TrainMode::Dense).then_some(position);
         let mut whole = self.modes.iter().enumerate().filter_map(whole).filter(body);

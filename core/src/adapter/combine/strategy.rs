@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn dare_keeps_the_mean_and_depends_on_position_alone() {
+    fn dare_keeps_the_mean_and_depends_only_on_position() {
         let n = 20_000;
         let column = |len: usize| Aligned { indices: None, columns: vec![vec![1.0; len]] };
         let strategy = Strategy::Dare { weights: vec![1.0], drop: 0.9, seed: 7 };

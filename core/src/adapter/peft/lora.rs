@@ -53,7 +53,7 @@ fn alpha_pattern(config: &Config) -> Result<Vec<(Regex, f64)>> {
     patterns.iter().map(compile).collect()
 }
 
-/// `lora_alpha`, unless `alpha_pattern` has another value for the module.
+/// `lora_alpha`, unless `alpha_pattern` has a different value for the module.
 fn alpha(config: &Config, patterns: &[(Regex, f64)], module: &str) -> Result<f64> {
     let mut found = patterns.iter().filter(|(regex, _)| regex.is_match(module)).map(|(_, alpha)| *alpha);
     let Some(first) = found.next() else { return config.number("lora_alpha") };

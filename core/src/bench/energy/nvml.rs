@@ -61,7 +61,7 @@ impl Card {
 
 impl Drop for Card {
     fn drop(&mut self) {
-        // SAFETY: the library was initialised once for this card, and no other handle of it is left here.
+        // SAFETY: the library was initialised once for this card, and no other handle to it is left here.
         unsafe { (self.shutdown)() };
     }
 }

@@ -89,7 +89,7 @@ fn candidates(sampling: &Sampling, logits: &[f32]) -> Vec<(u32, f64)> {
 mod tests {
     use super::*;
 
-    /// Probabilities 0.5, 0.25, 0.15, 0.1 at temperature 1, in another order.
+    /// Probabilities 0.5, 0.25, 0.15, 0.1 at temperature 1, in a different order.
     fn logits() -> Vec<f32> {
         [0.15f32, 0.5, 0.1, 0.25].map(f32::ln).to_vec()
     }

@@ -2,7 +2,7 @@
 
 /// Holds back text that may be the start of a stop text.
 pub struct Stops<'s> {
-    /// Not empty strings.
+    /// None of them is empty.
     texts: &'s [String],
     held: String,
 }
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_begins_like_a_stop_is_given_later() {
+    fn a_text_that_only_begins_like_a_stop_is_given_later() {
         let (out, stopped) = written(&["aab"], &["xa", "a", "a", "c", "aa"]);
         assert_eq!((out.concat().as_str(), stopped), ("xaaacaa", false));
         assert_eq!(out[..4], ["x", "", "a", "aac"]);

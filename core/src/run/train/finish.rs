@@ -61,7 +61,7 @@ impl Trainer<'_> {
             merge_check: self.check_merge(),
         };
         if let Some(warning) = self.directory.finish(&result)? {
-            self.observer.message(&format!("warning: there is no report: {warning}"));
+            self.observer.message(&format!("warning: the report could not be written: {warning}"));
         }
         Ok(result)
     }
@@ -70,7 +70,7 @@ impl Trainer<'_> {
     fn answers(&mut self) -> Vec<Answer> {
         let (run, examples) = (self.run, &self.run.dev);
         answers::written(&mut self.session, &run.config, examples).unwrap_or_else(|error| {
-            self.observer.message(&format!("warning: the report has no answers: {error}"));
+            self.observer.message(&format!("warning: the report lacks the model's answers: {error}"));
             Vec::new()
         })
     }
@@ -79,7 +79,7 @@ impl Trainer<'_> {
     fn mistakes(&mut self, predictions: &[Prediction]) -> Vec<Mistake> {
         let run = self.run;
         mistakes::most_probable(&run.config, &run.task.labels, &run.test, predictions).unwrap_or_else(|error| {
-            self.observer.message(&format!("warning: the report has no mistakes: {error}"));
+            self.observer.message(&format!("warning: the report lacks the model's mistakes: {error}"));
             Vec::new()
         })
     }

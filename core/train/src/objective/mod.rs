@@ -35,7 +35,7 @@ pub trait Objective: Debug + Send + Sync {
 
     /// Lays examples end to end, with their labels.
     ///
-    /// Errors: an example with another kind of target, or one out of range.
+    /// Errors: an example with a different kind of target, or one out of range.
     fn batch(&self, examples: &[&Encoded]) -> Result<Batch>;
 
     /// The type and shape of the labels of a batch of this size.

@@ -117,13 +117,13 @@ struct Counts {
 
 impl Counts {
     /// Whether the answer was right.
-    fn add(&mut self, said: bool, so: bool) -> bool {
+    fn add(&mut self, predicted: bool, actual: bool) -> bool {
         self.answers += 1;
-        self.right += u64::from(said == so);
-        self.both += u64::from(said && so);
-        self.predicted += u64::from(said);
-        self.support += u64::from(so);
-        said == so
+        self.right += u64::from(predicted == actual);
+        self.both += u64::from(predicted && actual);
+        self.predicted += u64::from(predicted);
+        self.support += u64::from(actual);
+        predicted == actual
     }
 
     fn sum(self, other: Counts) -> Counts {

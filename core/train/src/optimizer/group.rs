@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_without_a_tensor_is_refused_with_the_names_that_there_are() {
+    fn a_group_without_a_tensor_is_refused_with_the_existing_names() {
         let trained = ["layers.0.norm", "layers.1.norm", "head"].map(|name| trained(name, Rates::default()));
         let plans = |groups: &[&str]| {
             let groups = groups.iter().map(|text| text.parse().unwrap()).collect();

@@ -16,7 +16,7 @@ fn adapters_report_what_we_use() {
 
 /// An adapter that offers matrix units passes their test, or says that they are not in use.
 #[test]
-fn matrix_units_are_in_use_or_said_not_to_be() {
+fn the_device_says_whether_matrix_units_are_in_use() {
     let Some(backend) = open(None) else { return };
     let info = backend.info();
     let multiplier = info.multiplier.clone().unwrap();
@@ -102,7 +102,7 @@ fn much_work_is_several_submissions() {
 
 /// Writes between runs take effect in order, and a read sees what was submitted before it, not after.
 #[test]
-fn submissions_are_in_order_and_reads_are_of_their_moment() {
+fn submissions_are_in_order_and_reads_return_the_state_of_their_moment() {
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(mut backend) = open(None) else { return };
     let mut graph = Graph::new();
@@ -255,7 +255,7 @@ fn an_arena_may_have_segments() {
 }
 
 #[test]
-fn a_profiled_run_times_each_call_and_computes_the_same() {
+fn a_profiled_run_times_each_call_and_computes_the_same_values() {
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     // By timestamps, where the adapter has them, and by the clock.
     for without in [DeviceFeatures::empty(), DeviceFeatures::TIMESTAMP_QUERY] {

@@ -60,7 +60,7 @@ fn few_rows_or_columns() {
     }
 }
 
-/// With rows and columns that are whole vectors and not, a whole number of tiles of k and not.
+/// With rows and columns of whole vectors and others, and with and without a whole number of tiles of k.
 #[test]
 fn large_tiles() {
     let Some(mut bench) = bench() else { return };
@@ -109,7 +109,7 @@ fn products_on_matrix_units() {
     bench.check_bf16(2e-6, op, &inputs, &[0]);
 }
 
-/// Few tiles and a long inner dimension: pieces of it are summed apart, in small tiles and in large ones.
+/// Few tiles and a long inner dimension: pieces of it are summed separately, in small tiles and in large ones.
 #[test]
 fn inner_dimensions_in_pieces() {
     let Some(mut bench) = bench() else { return };

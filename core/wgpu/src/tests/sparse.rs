@@ -27,7 +27,7 @@ fn sampled_gradients() {
     // In shards of tokens, and of chosen elements.
     check_sampled(&mut bench, 150, 160, 130, 0.05);
     check_sampled(&mut bench, 5, 200, 300, 0.9);
-    // Pieces of the tokens are summed apart; then large tiles.
+    // Pieces of the tokens are summed separately; then large tiles.
     check_sampled(&mut bench, 600, 24, 33, 0.2);
     // Too small a limit for rows this long.
     bench.backends.truncate(1);

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_follow_the_exact_ones() {
+    fn moments_stay_close_to_the_exact_ones() {
         let n = 40_001;
         let adam = Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, lr_factor: 1.0 };
         let [p, m] = [1, 2].map(|seed| Tensor::random(DType::F32, &[n], seed));

@@ -363,7 +363,7 @@ pub mod tests {
     }
 
     #[test]
-    fn spans_that_are_no_segments_are_refused() {
+    fn spans_that_are_not_segments_are_refused() {
         let mut inputs = inputs(&op(1, 1, 4), &[3]);
         inputs[3] = Tensor::u32(&[3, 2], &[0, 3, 0, 3, 1, 3]);
         assert!(error(op(1, 1, 4), &inputs).contains("row 2 has the span 1..3"));

@@ -194,7 +194,7 @@ impl<T: Real> Head<T> {
     }
 }
 
-/// Per query of a block what the gradient of the softmax needs.
+/// What the gradient of the softmax needs, per query of a block.
 struct Terms<T> {
     lse: [T; QUERIES],
     delta: [T; QUERIES],

@@ -24,7 +24,7 @@ pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
         for part in &parts {
             // The planner made this input in place: nothing to copy.
             if part.from.at(0) != y.at(part.begin) {
-                // SAFETY: chunks of an input and of its part of the output, which do not overlap then.
+                // SAFETY: chunks of an input and of its part of the output, which do not overlap here.
                 chunks(part.n, GRAIN, |c| unsafe {
                     y.slice_mut(part.begin + c.start, c.len()).copy_from_slice(part.from.slice(c.start, c.len()))
                 });

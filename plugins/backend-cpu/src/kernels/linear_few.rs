@@ -28,7 +28,7 @@ pub struct FewRows {
     pub b: Floats<f32>,
     pub c: Floats<f32>,
     pub bias: Option<Floats<f32>>,
-    /// May be the memory of c.
+    /// May share the memory of c.
     pub residual: Option<Floats<f32>>,
 }
 

@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_give_the_whole() {
+    fn chunks_together_give_the_same_result() {
         for (rows, soft_cap, dtype) in [
             (1, None, DType::F32),
             (128, Some(1.5), DType::BF16),

@@ -44,7 +44,7 @@ pub fn prepare<T: Real>(op: &SparseLinear, io: &Io) -> Result<Kernel, String> {
     }))
 }
 
-/// The places of a sparse matrix, by the lines that make an output: rows, or columns.
+/// The positions of a sparse matrix's elements, by the lines that make an output: rows, or columns if transposed.
 #[derive(Clone, Copy)]
 struct Elements {
     n: usize,
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn multiplies_by_the_elements_alone() {
+    fn multiplies_only_by_the_stored_elements() {
         let (out, input, rows) = (37, 29, 35);
         let index: Vec<u32> = (0..out * input).filter(|i| i * 7 % 11 < 3).collect();
         let values = Tensor::random(DType::F32, &[index.len()], 1);

@@ -227,13 +227,13 @@ impl Drop for Session {
     }
 }
 
-/// The memory that a card has for us, of which `unused` bytes are unused now that it is open. Says how much others use,
-/// unless it is little.
+/// The memory that a card has for us, of which `unused` bytes are unused now that it is open. Warns if other processes
+/// use much of it.
 fn left(info: &DeviceInfo, unused: u64) -> Option<u64> {
     let all = info.memory?;
     if unused.saturating_add(CONTEXT) < all {
         let (id, left, all) = (&info.id, memory_size(unused), memory_size(all));
-        eprintln!("warning: {id}: others use the card: {left} of {all} are left, and runs are planned for those");
+        eprintln!("warning: {id}: others use the card: {left} of {all} is free, and runs are planned to fit that");
     }
     Some(all.min(unused))
 }

@@ -78,7 +78,7 @@ const DESC_TRANSA: c_int = 3;
 const DESC_TRANSB: c_int = 4;
 const DESC_EPILOGUE: c_int = 7;
 const DESC_BIAS_POINTER: c_int = 8;
-/// `cublasLtEpilogue_t`: a bias of the output's type, one value for each of its columns as we see it.
+/// `cublasLtEpilogue_t`: a bias of the output's type, one value for each column of the row-major output.
 const EPILOGUE_BIAS: u32 = 4;
 /// `cublasLtMatmulPreferenceAttributes_t`.
 const PREF_MAX_WORKSPACE_BYTES: c_int = 1;

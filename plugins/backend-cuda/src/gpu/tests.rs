@@ -23,7 +23,7 @@ fn libraries(definitions: &[&str]) -> Option<tempfile::TempDir> {
         return None;
     };
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    // One file, so that the loader takes all for one library.
+    // One file, so that the loader treats them all as one library.
     for name in ["libnvrtc.so.13", "libcublasLt.so.13"] {
         std::fs::hard_link(&driver, dir.path().join(name)).unwrap();
     }
@@ -97,9 +97,9 @@ fn cards_are_listed_with_the_versions_of_all_libraries() {
 }
 
 #[test]
-fn what_is_missing_is_said_with_the_package_that_has_it() {
+fn missing_libraries_are_reported_with_their_package() {
     let Some(dir) = libraries(&["-DVERSION=12080"]) else { return };
-    // A driver for CUDA 12 runs no library of CUDA 13.
+    // A driver for CUDA 12 cannot run libraries of CUDA 13.
     let Err(NoDriver::Broken(reason)) = tools(&dir) else { panic!("there is no NVRTC 12") };
     let said =
         ["CUDA 12.8", "NVRTC is missing (libnvrtc.so.12)", "`pip install nvidia-cuda-nvrtc-cu12 nvidia-cublas-cu12`"];
@@ -116,7 +116,7 @@ fn what_is_missing_is_said_with_the_package_that_has_it() {
 }
 
 #[test]
-fn a_card_that_nothing_compiles_for_is_no_device() {
+fn a_card_that_nothing_compiles_for_is_not_a_device() {
     let Some(dir) = libraries(&["-DCAPABILITY=6"]) else { return };
     let Err(NoDriver::Broken(reason)) = tools(&dir) else { panic!("the stand-in compiles from 7.5 on") };
     assert!(reason.starts_with("Stand-in A: NVRTC 13.0 cannot compile for compute capability 6.0; "), "{reason}");
@@ -236,7 +236,7 @@ impl StandIn {
     }
 }
 
-/// Whatever fails, and whenever, the error names it; what can do without it goes on.
+/// Whatever fails, at whatever point, the error names it; anything that can do without it continues.
 #[test]
 fn each_call_that_fails_is_named() {
     let Some(dir) = libraries(&[]) else { return };
@@ -251,7 +251,7 @@ fn each_call_that_fails_is_named() {
     let harmless = ["cuDeviceGetPCIBusId", "cuGraphExecDestroy"];
     for (name, count) in &calls {
         let shown = name.to_str().unwrap();
-        // No library has a meaning of its own for the first code.
+        // The first code has no special meaning in any library.
         for (code, from) in [(5, 0), (5, count / 2), (700, 0), (700, count / 2)] {
             stand_in.fail(name, code, from);
             match everything(&dir) {
@@ -266,7 +266,7 @@ fn each_call_that_fails_is_named() {
 }
 
 #[test]
-fn what_others_use_of_a_card_is_left_to_them() {
+fn memory_that_others_use_on_a_card_is_left_to_them() {
     for (used, left) in [("0", (1 << 30) - CONTEXT), ("(700ull<<20)", 324 << 20)] {
         let Some(gpu) = open(&[&format!("-DUSED={used}")]) else { return };
         let info = gpu.info();
@@ -275,7 +275,7 @@ fn what_others_use_of_a_card_is_left_to_them() {
 }
 
 #[test]
-fn memory_that_a_launch_lacks_may_be_made() {
+fn a_launch_without_memory_fails_with_advice() {
     let Some(mut gpu) = open(&["-DFAIL=\"cuLaunchKernel\"", "-DCODE=2"]) else { return };
     let (kernel, address) = (gpu.load(&[add(0)]).unwrap()[0], gpu.alloc(4).unwrap());
     let said = format!("cuLaunchKernel: CUDA_ERROR_OUT_OF_MEMORY (out of memory); {}", driver::TO_HAVE_MEMORY);
@@ -321,7 +321,7 @@ fn memory_is_zero_and_bytes_come_back_however_many() {
 }
 
 #[test]
-fn reads_are_of_their_moment() {
+fn reads_return_the_state_of_their_moment() {
     let Some(mut gpu) = open(&[]) else { return };
     let kernel = gpu.load(&[add(0)]).unwrap()[0];
     let address = put(&mut gpu, &bytes(&[1.0, 2.0]));

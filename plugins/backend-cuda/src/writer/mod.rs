@@ -164,14 +164,14 @@ mod tests {
         @compute @workgroup_size(64) fn main(@builtin(local_invocation_index) lane: u32) {\n";
 
     #[test]
-    fn arguments_stand_at_the_place_of_their_binding() {
+    fn arguments_are_in_the_order_of_their_bindings() {
         let text = written(&format!("{BEGIN} y[lane] = p.n; }}")).unwrap();
         let arguments = "test_(const s_Params g_p, const v4<u32>* no_key, const void* no_2, u32* g_y)";
         assert!(text.contains(arguments) && text.contains("__launch_bounds__(64)"), "{text}");
     }
 
     #[test]
-    fn what_is_not_written_is_named_with_its_line() {
+    fn unsupported_functions_are_named_with_their_line() {
         let refused = written(&format!("{BEGIN} y[lane] = countOneBits(p.n); }}")).unwrap_err();
         let expected = "kernel `test`, line 5: CUDA C++ is not written for the function CountOneBits";
         assert!(refused.starts_with(expected) && refused.ends_with("y[lane] = countOneBits(p.n); }"), "{refused}");

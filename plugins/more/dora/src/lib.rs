@@ -1,5 +1,5 @@
 //! DoRA (Liu et al., 2024): `y = x W'^T m / |W'|` with `W' = W + (alpha / r) B A`, where m begins as the norms of the
-//! rows of W, and no gradient goes through the norms of W' (section 4.3), as PEFT's `use_dora` does it.
+//! rows of W, and no gradient goes through the norms of W' (section 4.3), as in PEFT's `use_dora`.
 
 use sparta_plugin::Error;
 use sparta_plugin::graph::Value;

@@ -114,7 +114,7 @@ fn quantize(graph: &dyn GraphBuilder, v: Value, limit: f32) -> Result<Own, Error
     let op = Own::new("quantize", [("v", shape), ("limits", row.clone())], ["q"], |graph, [v, limits]| {
         let whole = graph.one(Map { function: Function::Round }, &[v])?;
         let low = graph.one(Scale { factor: -1.0 }, &[limits])?;
-        // Of whole numbers these sums are exact.
+        // These are sums of whole numbers, and so exact.
         let [above, beyond] = [limits, low].map(|limit| {
             let sum = graph.one(Add {}, &[whole, limit])?;
             graph.one(Map { function: Function::Relu }, &[sum])

@@ -156,7 +156,7 @@ unsafe extern "C" fn prepare(
     external_count: usize,
     prepared: *mut u64,
 ) -> SpartaStatus {
-    // SAFETY: what the host passed to this function, and no functions.
+    // SAFETY: the arguments are those that the host passed to this function, and an empty list of functions.
     unsafe { prepare_own(call, backend, plan, arena, externals, external_count, std::ptr::null(), 0, prepared) }
 }
 

@@ -80,7 +80,8 @@ impl Own {
         self.rule(of, false, rule)
     }
 
-    /// [`Own::gradient`] that is not the derivative on purpose, so that no check compares it with differences.
+    /// [`Own::gradient`] with a rule that is deliberately not the derivative, so that no check compares it with
+    /// differences.
     ///
     /// Errors: those of [`Own::gradient`].
     pub fn straight_through<const G: usize>(

@@ -9,7 +9,7 @@ use sparta_graph::ops::{Add, Fill, Own, OwnKernel, OwnOp, Scale};
 use sparta_graph::{DType, GradRequest, Graph, Op, Value, gradients};
 
 /// By how much the results of a kernel in f32 may differ from those of the subgraph in f32, relative to the largest:
-/// sums of a few numbers in another order, and functions that are a few last places off.
+/// sums of a few numbers in a different order, and functions that are off by a few units in the last place.
 const KERNEL: f64 = 1e-4;
 
 /// A method's own operation, on inputs that it has in a small model.

@@ -86,7 +86,7 @@ fn cached(op: Attention, kept: usize, spans: Vec<(usize, usize)>) -> Case {
     })
 }
 
-/// The result of a row that sees the key is NaN, and no other.
+/// The result of a row is NaN if it sees the key, and only then.
 fn nan_in_a_kept_key(soft_cap: Option<f32>) -> Case {
     Case::new(format!("cached attention with a NaN in key row 130, cap {soft_cap:?}"), move |b| {
         let (op, spans) = (Attention { soft_cap, ..op(2, 1, 8) }, [(0, 140), (0, 130), (131, 140), (100, 131)]);
@@ -175,7 +175,7 @@ fn huge_scores() -> Case {
     })
 }
 
-/// The result of every row that sees the key is NaN, and no other.
+/// The results of all rows that see the key are NaN, and no others.
 fn nan_in_a_key(row: usize) -> Case {
     with_nan(format!("attention with a NaN in key row {row}"), None, move |_, k| k[8 * row + 3] = f64::NAN)
 }

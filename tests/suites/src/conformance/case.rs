@@ -101,7 +101,7 @@ impl Build {
         self.named(name, tensor)
     }
 
-    /// [`Build::data`] that keeps its type, for inputs that no gradient is taken by.
+    /// [`Build::data`] that keeps its type, for inputs that nothing is differentiated with respect to.
     pub fn stored(&mut self, dtype: DType, shape: &[usize], values: Vec<f64>) -> Value {
         let name = format!("x{}", self.names.len());
         self.named(name, Tensor::new(dtype, shape, values))
@@ -237,7 +237,7 @@ impl Build {
         }
     }
 
-    /// Differentiates by chosen elements; with `rows`, also gives where each row's begin.
+    /// Differentiates with respect to chosen elements; with `rows`, also says where each row's elements begin.
     pub fn wrt_chosen(&mut self, value: Value, chosen: &[usize], rows: bool) {
         let index = self.u32s(&[chosen.len()], chosen.iter().copied());
         let row_ptr = rows.then(|| {

@@ -91,7 +91,7 @@ impl Judged {
         self.check_those(subject, |_| true)
     }
 
-    /// The same without the cases of very many rows or columns: they try how grids are divided, not what threads do.
+    /// The same without the cases of very many rows or columns: they test how grids are divided, not what threads do.
     pub fn check_short(&self, subject: &mut Subject) -> Outcome {
         let is_short = |program: &Program| program.graph.values().iter().all(|v| v.ty.shape.iter().all(|&n| n <= LONG));
         self.check_those(subject, is_short)
@@ -174,7 +174,7 @@ impl JudgedCase {
     }
 
     /// The case in bf16; `None` if that is the same, or too large. Without rounding, its graph, gradients included,
-    /// computes the same as the f32 one.
+    /// computes what the f32 one does.
     fn narrowed(case: &Case) -> Result<Option<JudgedCase>, String> {
         let program = case.program(Precision::Bf16, false, true);
         if !program.narrowed || !narrow::is_small(&program) {

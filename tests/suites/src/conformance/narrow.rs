@@ -117,7 +117,7 @@ pub fn is_small(program: &Program) -> bool {
     program.graph.values().iter().all(|v| v.ty.numel() <= LARGEST)
 }
 
-/// Whether the ops change nothing but what is observed. The others round only what is exact: they are compared whole.
+/// Whether the ops change only what is observed. Other graphs round only exact values, so they are compared as a whole.
 pub fn is_pure(graph: &Graph) -> bool {
     graph.nodes().iter().all(|node| node.op.writes().is_empty() || matches!(node.op, Op::Store(_)))
 }

@@ -54,7 +54,7 @@ struct Turn {
     content: String,
 }
 
-/// What is wrong with 20 steps of full fine-tuning in f32 on a backend: of the answers alone, and of all tokens.
+/// What is wrong with 20 steps of full fine-tuning in f32 on a backend: on the answers alone, and on all tokens.
 pub fn check(subject: &mut Subject, source: &Source) -> Vec<String> {
     let [rows, trl, ..] = source.answers();
     let trl: Trl = serde_json::from_str(&fs::read_to_string(trl).expect("the results")).expect("JSON");

@@ -24,7 +24,7 @@ const LOSS: f64 = 1e-4;
 const PARAMETERS: f64 = 1e-5;
 const GRADIENT_MAX: f64 = 2e-5;
 const GRADIENT_L2: f64 = 5e-5;
-/// Relative, for norms of the size 1 to 20; the clip factor follows from the norm.
+/// Relative, for norms of 1 to 20; the clip factor follows from the norm.
 const NORM: f64 = 1e-4;
 /// Logits of the static batch after training, which depend on all parameters.
 const LOGITS_AFTER: f64 = 1e-3;

@@ -107,7 +107,7 @@ fn start(method: &LoadedMethod) -> Outcome {
         }
         largest = if change > largest.0 { (change, site.name()) } else { largest };
     }
-    // Rounding of another order of the same operations, in f64 read as f32.
+    // Rounding from a different order of the same operations, computed in f64 and read as f32.
     match largest {
         (change, _) if change < 1e-6 => Ok("training begins with what the model computes".into()),
         (change, name) => {
@@ -175,7 +175,7 @@ fn ranks(case: &OwnCase) -> Result<Vec<usize>, String> {
     Ok(inputs.iter().chain(&outputs).map(|ty| ty.shape.len()).collect())
 }
 
-/// A layer with a bias merges into one that computes the same.
+/// A layer with a bias merges into one that computes the same result.
 fn with_bias(method: &LoadedMethod) -> Outcome {
     let layers = reparametrized(method)?;
     if !method.mergeable() {
@@ -202,7 +202,7 @@ fn penalties(method: &LoadedMethod) -> Outcome {
     Ok(said.join("; "))
 }
 
-/// Requests that no host makes end in an error or an answer, not in a crash: this process goes on.
+/// Requests that no host makes end in an error or an answer, not in a crash: this process continues.
 fn wrong_requests(method: &LoadedMethod) -> Outcome {
     let options = defaults(&method.info().options);
     let answer = |what: &str, outcome: Result<(), sparta_plugin::Error>| {

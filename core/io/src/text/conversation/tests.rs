@@ -187,7 +187,7 @@ fn a_token_of_prompt_and_answer_belongs_to_the_answer() {
 }
 
 #[test]
-fn what_is_missing_is_said() {
+fn missing_templates_and_end_tokens_are_named() {
     let dir = directory(None, None);
     let instruct = Instruct::new(None, None);
     let none = Encoder::of_lessons(dir.path(), Some(&instruct), TrainOn::Answers, None).unwrap_err().to_string();

@@ -77,13 +77,13 @@ fn an_answer_is_written_as_the_template_writes_it() {
     assert_eq!(text(" {{ m.content }}</s>", "Yes"), " Yes");
     assert_eq!(text("{{ m.content }} .", "Yes"), "Yes");
     assert_eq!(text("  {{ m.content | trim }}", " Yes"), "  Yes");
-    // Room for thoughts comes first, or nothing at all.
+    // Templates that write something before the answer, or no answer at all.
     assert_eq!(text("Not really {{ m.content }}", "Yes"), "Yes");
     assert_eq!(text("", "Yes"), "Yes");
 }
 
 #[test]
-fn what_a_run_stores_asks_in_the_same_way_again() {
+fn a_stored_prompt_asks_in_the_same_way_again() {
     for chat in [None, Some(CHAT)] {
         let dir = directory(chat);
         let task = info(true, Some("Good? {text} Answer {pair}"));
@@ -180,7 +180,8 @@ const IDS: &[Ids] = &[
     ("tinyllama-1.1b-chat", &[529, 29989, 1792, 29989, 29958, 13, 3624, 445, 2706, 9076, 6374, 29973, 673, 3869, 470, 1939, 29889, 13, 13, 29909, 529, 29890, 29958, 29888, 457, 829, 29890, 29958, 2706, 29889, 13, 1123, 635, 29991, 2, 29871, 13, 29966, 29989, 465, 22137, 29989, 29958, 13], &[3782, 8241]),
 ];
 
-/// transformers 4 and 5 read the rightmost token whose id is not `pad_token_id`, and of nothing but padding the first.
+/// transformers 4 and 5 read the rightmost token whose id is not `pad_token_id`, or, if there is nothing but padding,
+/// the first one.
 #[test]
 fn a_text_is_read_up_to_its_last_token_that_is_not_padding() {
     let trimmed = |tokens: &[u32], pad| {

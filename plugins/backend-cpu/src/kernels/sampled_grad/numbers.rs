@@ -42,7 +42,7 @@ impl<T: Real> Lines<T> for Numbers<T> {
     fn dots(&self, dy: &[T], columns: &[&[T]]) -> [T; TOGETHER] {
         let (mut lines, mut sums) = ([dy; TOGETHER], [T::ZERO; TOGETHER]);
         lines[..columns.len()].copy_from_slice(columns);
-        // SAFETY: safe code.
+        // SAFETY: the function's body is safe code.
         unsafe {
             match columns.len() {
                 1 => dots::<T, 1>(dy, &lines, &mut sums),

@@ -124,7 +124,7 @@ fn measured_choices_are_kept() {
     let files = stored();
     assert_eq!(files.len(), 1, "{files:?}");
     let kept = std::fs::read(&files[0]).unwrap();
-    // The stand-in counts launches as time, and products are none: of equals, the first that is not refused.
+    // The stand-in's clock counts launches, and a product is not one: all tie, and the first that is not refused wins.
     assert_eq!(kept[56..64], 4712u64.to_le_bytes());
     drop(gpu);
     let mut gpu = tuned(&dir);

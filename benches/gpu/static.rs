@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// NVRTC's table of the translated kernels.
+/// NVRTC's table of the kernels, translated and written by hand.
 fn cuda() -> Result<(), Box<dyn Error>> {
     let compiler = Compiler::open(&Search::of_environment(), 13)?;
     let architectures = ARCHITECTURES.map(|capability| compiler.architecture(capability));
@@ -53,8 +53,10 @@ fn cuda() -> Result<(), Box<dyn Error>> {
     let headings: Vec<String> = architectures.iter().map(|a| format!("{a}: registers | spilled B | stack B")).collect();
     println!("| kernel | {} |", headings.join(" | "));
     println!("|---|{}", "---|---|---|".repeat(architectures.len()));
-    for (label, kernel) in translated() {
-        let text = sparta_backend_cuda::translate(&kernel)?;
+    let translated = translated().map(|(label, kernel)| Ok((label, sparta_backend_cuda::translate(&kernel)?)));
+    let mut all = translated.collect::<Result<Vec<_>, String>>()?;
+    all.extend(sparta_backend_cuda::written());
+    for (label, text) in all {
         let columns = architectures.iter().map(|architecture| {
             let report = compiler.report(&text, architecture)?;
             let number = |before: &str, after: &str| number_before(&report, before, after);

@@ -20,5 +20,6 @@ pub use machine::{
     Arguments, Factors, Failure, GraphId, KernelId, KernelText, MAX_BINDING, Machine, Matrix, Product, ProductId,
     Reading, Threads,
 };
+pub use overrides::written;
 pub use plugin::{Plugin, entry};
 pub use writer::translate;

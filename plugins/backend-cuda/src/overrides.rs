@@ -1,7 +1,7 @@
 //! Uses the kernels in `kernels/` instead of translated ones where tensor cores make them faster.
 
-use crate::Threads;
 use crate::pieces::{Argument, Device, Launch, Piece, Pieces, Program, Written, whole};
+use crate::{KernelText, Threads};
 use sparta_graph::ops::Attention;
 use sparta_graph::{Call, DType, Op};
 use sparta_kernels::{Memory, Step, View};
@@ -9,6 +9,8 @@ use sparta_kernels::{Memory, Step, View};
 /// The first compute capability with tensor cores for bf16.
 pub(crate) const TENSOR_CORES: (u32, u32) = (8, 0);
 
+/// The head sizes of the attention kernels.
+const HEAD_DIMS: [usize; 3] = [64, 128, 256];
 /// Query or key rows of a block.
 const OWN: usize = 64;
 /// Blocks that keep a large card busy; the heads of a group are divided into as many parts as that takes.
@@ -21,7 +23,7 @@ const GRAD_THREADS: u32 = 256;
 pub(crate) fn pieces(call: &Call, device: &Device) -> Result<Option<Pieces>, String> {
     let serves = |op: &Attention| {
         let bf16 = call.inputs.first().is_some_and(|q| q.ty.dtype == DType::BF16 && q.ty.numel() > 0);
-        bf16 && device.capability >= TENSOR_CORES && matches!(op.head_dim, 64 | 128 | 256)
+        bf16 && device.capability >= TENSOR_CORES && HEAD_DIMS.contains(&op.head_dim)
     };
     match &call.op {
         // Scores and sums use tensor cores, with tiles that are read once for 64 rows.
@@ -30,6 +32,25 @@ pub(crate) fn pieces(call: &Call, device: &Device) -> Result<Option<Pieces>, Str
         Op::AttentionGrad(op) if serves(&op.0) => attention_grad(&op.0, call, device),
         _ => Ok(None),
     }
+}
+
+/// All kernels written by hand, each with a label, for tables of what a compiler makes of them.
+pub fn written() -> Vec<(String, KernelText)> {
+    let attention = HEAD_DIMS.into_iter().flat_map(|head_dim| {
+        let (keys, shared) = forward_tile(head_dim);
+        let (tile, [q_shared, kv_shared]) = grad_tile(head_dim);
+        let kernels = [
+            ("o", Written::Attention { head_dim, tile: keys }.text(shared)),
+            ("dq", Written::AttentionGradQ { head_dim, tile }.text(q_shared)),
+            ("dk and dv", Written::AttentionGradKv { head_dim, tile }.text(kv_shared)),
+        ];
+        kernels.map(|(sum, text)| (format!("attention by hand in bf16, {sum}, heads of {head_dim}"), text))
+    });
+    let others = [Written::AttentionGradSum, Written::SampledGather].map(|kernel| {
+        let text = kernel.text(0);
+        (text.entry.clone(), text)
+    });
+    attention.chain(others).collect()
 }
 
 /// The most dynamic shared memory of a block, by compute capability.

@@ -52,7 +52,8 @@ macro_rules! kernels {
 }
 
 impl Written {
-    fn text(self, shared: u32) -> KernelText {
+    /// `shared`: bytes of dynamic shared memory of a block.
+    pub fn text(self, shared: u32) -> KernelText {
         let (entry, text) = match self {
             Written::SampledGather => ("sampled_gather", kernels!("sampled_gather.cu")),
             Written::Attention { .. } => ("attention", kernels!("mma.cuh", "attention.cuh", "attention.cu")),

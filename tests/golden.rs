@@ -3,7 +3,7 @@
 //!
 //! The repository has a compact set of golden data; a complete one is used, too, if it is among the optional test data.
 
-use sparta_suites::golden::trajectories::{self, METHODS, Steps};
+use sparta_suites::golden::trajectories::{self, Extent, Steps};
 use sparta_suites::golden::{FAMILIES, Layout, Source, answers, generation, parity};
 use sparta_suites::{Precision, Subject};
 use sparta_tests::subjects::{cpu, methods, wgpu, wgpu_limited};
@@ -50,21 +50,22 @@ fn check_parity_in(precision: Precision, subject: &mut Subject, sources: &[Sourc
 }
 
 /// In f32, and in bf16 if the backend supports it.
-fn check_training(subject: Option<Subject>, sources: &[Source], steps: Steps) {
+fn check_training(subject: Option<Subject>, sources: &[Source], extent: Extent, steps: Steps) {
     let Some(mut subject) = subject else { return };
     for precision in [Precision::F32, Precision::Bf16] {
         if subject.offers(precision) {
-            check_training_in(precision, &mut subject, sources, steps);
+            check_training_in(precision, &mut subject, sources, extent, steps);
         }
     }
 }
 
-fn check_training_in(precision: Precision, subject: &mut Subject, sources: &[Source], steps: Steps) {
+fn check_training_in(precision: Precision, subject: &mut Subject, sources: &[Source], extent: Extent, steps: Steps) {
     let plugins = methods();
     let mut failures = vec![];
     for source in sources {
-        for family in trajectories::FAMILIES.into_iter().filter(|family| has(source, family)) {
-            for method in &METHODS {
+        let trained = |family: &&str| extent.methods(family).next().is_some() && has(source, family);
+        for family in trajectories::FAMILIES.into_iter().filter(trained) {
+            for method in extent.methods(family) {
                 let found = trajectories::check(subject, source, &plugins, family, method, steps, precision);
                 let context = format!("{} data, {family} {}", source.name, method.name);
                 failures.extend(found.into_iter().map(|failure| format!("{context}: {failure}")));
@@ -136,17 +137,17 @@ fn f32_weights_and_old_configurations() {
 
 #[test]
 fn training_on_cpu() {
-    check_training(Some(cpu(None)), &sources(), Steps::Whole);
+    check_training(Some(cpu(None)), &sources(), Extent::Full, Steps::Whole);
 }
 
 #[test]
 fn training_in_micro_batches_on_cpu() {
-    check_training(Some(cpu(None)), &sources(), Steps::Split);
+    check_training(Some(cpu(None)), &sources(), Extent::Full, Steps::Split);
 }
 
 #[test]
 fn training_on_wgpu() {
-    check_training(wgpu(), &[Source::compact()], Steps::Whole);
+    check_training(wgpu(), &[Source::compact()], Extent::Crossed, Steps::Whole);
 }
 
 #[test]
@@ -156,12 +157,12 @@ fn classifiers_on_wgpu_with_low_limits() {
 
 #[test]
 fn training_on_wgpu_with_low_limits() {
-    check_training(wgpu_limited(BUFFER), &[Source::compact()], Steps::Whole);
+    check_training(wgpu_limited(BUFFER), &[Source::compact()], Extent::OneFamily, Steps::Whole);
 }
 
 #[test]
 fn training_in_micro_batches_on_wgpu() {
-    check_training(wgpu(), &[Source::compact()], Steps::Split);
+    check_training(wgpu(), &[Source::compact()], Extent::OneFamily, Steps::Split);
 }
 
 fn check_answers(subject: Option<Subject>) {

@@ -517,8 +517,8 @@ static int compile(Program *program) {
     fprintf(source, "#include \"" SHIM "\"\n#line 1\n%s\nSHIM_EXPORT(%s)\n", program->text, program->image.entry);
     fclose(source);
     snprintf(command, sizeof command,
-             "g++ -std=c++17 -O1 -ffp-contract=off -fno-gnu-unique -fPIC -shared -w -o %s/kernel.so %s 2>%s/log", folder,
-             path, folder);
+             "g++ -std=c++17 -O1 -ffp-contract=off -fno-gnu-unique -fPIC -shared -w -nostdinc++ -o %s/kernel.so %s 2>%s/log",
+             folder, path, folder);
     int code = system(command) ? 6 : 0;
     size_t bytes = 0;
     snprintf(path, sizeof path, code ? "%s/log" : "%s/kernel.so", folder);

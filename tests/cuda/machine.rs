@@ -111,7 +111,8 @@ fn kept() -> PathBuf {
 
 fn flags() -> Vec<&'static str> {
     // A unique symbol exists once per process: threads with separate machines would share stacks.
-    let mut flags = vec!["-std=c++17", "-O1", "-ffp-contract=off", "-fno-gnu-unique", "-fPIC", "-shared", "-w"];
+    let mut flags =
+        vec!["-std=c++17", "-O1", "-ffp-contract=off", "-fno-gnu-unique", "-fPIC", "-shared", "-w", "-nostdinc++"];
     flags.extend(std::env::var_os("SPARTA_CUDA_ADDRESSES").map(|_| "-fsanitize=address"));
     flags
 }
@@ -277,18 +278,22 @@ impl Machine for Emulated {
         let wide = a.dtype == DType::F32 && !tf32;
         // Cut off to TF32.
         let cut = |x: f64| if tf32 { f64::from(f32::from_bits((x as f32).to_bits() & !0x1fff)) } else { x };
-        let turned = |turned: bool, rows: usize, columns: usize| if turned { (columns, rows) } else { (rows, columns) };
-        let a = Values::new(self, factors.a, a, turned(layout == Layout::Tn, m, k));
-        let b = Values::new(self, factors.b, b, turned(layout == Layout::Nt, k, n));
+        let all = |address, form, rows, stored_turned| {
+            let shape = if stored_turned { (k, rows) } else { (rows, k) };
+            let values = Values::new(self, address, form, shape);
+            let at = |i, t| if stored_turned { values.get(t, i) } else { values.get(i, t) };
+            (0..rows).flat_map(|i| (0..k).map(move |t| (i, t))).map(|(i, t)| cut(at(i, t))).collect::<Vec<f64>>()
+        };
         let added = residual.then(|| Values::new(self, factors.residual, c, (m, n)));
         let bias = bias.then(|| Values::new(self, factors.bias, Matrix { dtype: DType::F32, stride: n }, (1, n)));
+        let rows = all(factors.a, a, m, layout == Layout::Tn);
+        let columns = all(factors.b, b, n, layout != Layout::Nt);
         let c = Values::new(self, factors.c, c, (m, n));
         for i in 0..m {
             for j in 0..n {
-                let a = |t| if layout == Layout::Tn { a.get(t, i) } else { a.get(i, t) };
-                let b = |t| if layout == Layout::Nt { b.get(j, t) } else { b.get(t, j) };
-                let products = (0..k).map(|t| cut(a(t)) * cut(b(t)));
-                let sum = if wide { products.sum() } else { tensor_core_sum(products) };
+                let (row, column) = (&rows[i * k..][..k], &columns[j * k..][..k]);
+                let sum =
+                    if wide { row.iter().zip(column).map(|(x, y)| x * y).sum() } else { tensor_core_sum(row, column) };
                 let more = bias.as_ref().map_or(0.0, |bias| bias.get(0, j));
                 let more = more + added.as_ref().map_or(0.0, |added| added.get(i, j));
                 c.set(i, j, (f64::from(factors.scale) * sum + more) as f32);
@@ -316,18 +321,20 @@ impl Drop for Emulated {
     }
 }
 
-/// A sum as tensor cores make it: 16 addends and the sum so far are cut off two bits below f32's last, as seen from the
-/// largest of them, and what they add up to is cut off to f32.
-fn tensor_core_sum(addends: impl Iterator<Item = f64>) -> f64 {
-    let addends: Vec<f64> = addends.collect();
-    addends.chunks(16).fold(0.0, |sum, some| {
-        let all = || some.iter().chain([&sum]);
-        let largest = all().fold(0f64, |most, x| most.max(x.abs()));
-        if largest == 0.0 || all().any(|x| !x.is_finite()) {
-            return all().sum();
+/// The sum of products as tensor cores compute it: 16 addends and the sum so far are cut off two bits below f32's last,
+/// as seen from the largest of them, and their total is cut off to f32.
+fn tensor_core_sum(row: &[f64], column: &[f64]) -> f64 {
+    row.chunks(16).zip(column.chunks(16)).fold(0.0, |sum, (row, column)| {
+        let mut addends = [sum; 17];
+        addends[1..].iter_mut().zip(row).zip(column).for_each(|((addend, x), y)| *addend = x * y);
+        let addends = &addends[..=row.len()];
+        let largest = addends.iter().fold(0f64, |most, x| most.max(x.abs()));
+        if largest == 0.0 || addends.iter().any(|x| !x.is_finite()) {
+            return addends.iter().sum();
         }
-        let unit = 2f64.powi(largest.log2().floor() as i32 - 25);
-        let exact: f64 = all().map(|x| (x / unit).trunc() * unit).sum();
+        // The power of two at or below the largest addend, without its sign and mantissa.
+        let unit = f64::from_bits(largest.to_bits() & f64::INFINITY.to_bits()) * 2f64.powi(-25);
+        let exact: f64 = addends.iter().map(|x| (x / unit).trunc() * unit).sum();
         let near = exact as f32;
         let beyond = f64::from(near).abs() > exact.abs();
         f64::from(if beyond { f32::from_bits(near.to_bits() - 1) } else { near })

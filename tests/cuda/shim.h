@@ -2,15 +2,13 @@
 // deterministic. It finds what tools for GPUs find: barriers that not all threads reach (by line), races (results that
 // depend on the order of blocks, warps and threads), shared memory that is read before it is written (poisoned for each
 // block), and with -fsanitize=address accesses out of bounds.
+// Compiled with -nostdinc++: headers of the C++ library would take half of the compiler's time.
 #pragma once
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <utility>
-#include <vector>
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #define __device__
 #define __global__
@@ -23,8 +21,8 @@ struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(8) uint2 { unsigned x, y; };
 struct Dimensions { unsigned x, y, z; };
 static Dimensions threadIdx, blockIdx, gridDim, blockDim;
-using std::max;
-using std::min;
+template <class T> inline T max(T a, T b) { return a < b ? b : a; }
+template <class T> inline T min(T a, T b) { return b < a ? b : a; }
 inline unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
 inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
 
@@ -125,15 +123,16 @@ inline const char* block(unsigned lanes, int order, char* stacks) {
     }
 }
 
-template <class... A, size_t... I> inline void apply(void (*k)(A...), void** arguments, std::index_sequence<I...>) {
-    k(*(std::remove_const_t<A>*)arguments[I]...);
+template <size_t... I> struct Indices {};
+template <class... A, size_t... I> inline void apply(void (*k)(A...), void** arguments, Indices<I...>) {
+    k(*(A*)arguments[I]...);
 }
 
 // Blocks come from the last to the first in order 1.
 template <class... A>
 inline const char* launch(void (*k)(A...), const unsigned* grid, unsigned lanes, int order, void** arguments) {
     struct Call { void (*k)(A...); void** arguments; } call{k, arguments};
-    body = [](void* p) { auto* c = (Call*)p; apply(c->k, c->arguments, std::index_sequence_for<A...>{}); };
+    body = [](void* p) { auto* c = (Call*)p; apply(c->k, c->arguments, Indices<__integer_pack(sizeof...(A))...>{}); };
     body_argument = &call;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {lanes, 1, 1};
@@ -166,7 +165,16 @@ template <class T> struct Exchange {
 // Asynchronous copies: at once, or, in order 2, when the thread waits for them.
 struct Copy { void* to; const void* from; bool valid; unsigned bytes; };
 static bool late;
-static std::vector<Copy> copies[MAX];
+// Of a thread; grows, and is never freed.
+struct Copies {
+    Copy* all;
+    size_t count, room;
+    void push(const Copy& c) {
+        if (count == room) all = (Copy*)realloc(all, (room = 2 * room + 8) * sizeof(Copy));
+        all[count++] = c;
+    }
+};
+static Copies copies[MAX];
 inline void perform(const Copy& c) { if (c.valid) memcpy(c.to, c.from, c.bytes); else memset(c.to, 0, c.bytes); }
 inline void copy(void* to, const void* from, bool valid, unsigned bytes) {
     if (uintptr_t(to) % bytes || uintptr_t(from) % bytes) {
@@ -174,9 +182,13 @@ inline void copy(void* to, const void* from, bool valid, unsigned bytes) {
         abort();
     }
     Copy c{to, from, valid, bytes};
-    if (late) copies[current].push_back(c); else perform(c);
+    if (late) copies[current].push(c); else perform(c);
 }
-inline void copies_done() { for (auto& c : copies[current]) perform(c); copies[current].clear(); }
+inline void copies_done() {
+    Copies& mine = copies[current];
+    for (size_t i = 0; i < mine.count; i++) perform(mine.all[i]);
+    mine.count = 0;
+}
 inline float bf16(unsigned bits) { return __uint_as_float(bits << 16); }
 inline unsigned round_bf16(float x) {
     unsigned b = __float_as_uint(x);

@@ -50,6 +50,29 @@ pub const METHODS: [Method; 5] = [
 /// The families that have training runs.
 pub const FAMILIES: [&str; 3] = ["gemma", "mistral", "phi3"];
 
+/// Which methods train which families on a backend.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Every method trains every family.
+    Full,
+    /// Every method trains the first family; the others are trained in full and by SpaRTA, since methods and families do
+    /// not know each other. For devices in software.
+    Crossed,
+    /// Every method trains the first family. For settings that are outside the model, such as limits.
+    OneFamily,
+}
+
+impl Extent {
+    pub fn methods(self, family: &str) -> impl Iterator<Item = &'static Method> {
+        let first = family == FAMILIES[0];
+        METHODS.iter().filter(move |method| match self {
+            Extent::Full => true,
+            Extent::Crossed => first || ["full", "sparta_adamw"].contains(&method.name),
+            Extent::OneFamily => first,
+        })
+    }
+}
+
 /// How the four examples of a step are run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Steps {

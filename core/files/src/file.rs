@@ -76,14 +76,24 @@ impl File {
         match self {
             File::System(file) => file.set_len(size),
             File::Memory(file) => {
-                let size = usize::try_from(size).map_err(io::Error::other)?;
-                let mut content = bytes(&file.content);
-                let content = Arc::make_mut(&mut content);
-                content.try_reserve_exact(size.saturating_sub(content.len()))?;
-                content.resize(size, 0);
+                self.reserve(size)?;
+                Arc::make_mut(&mut bytes(&file.content)).resize(size as usize, 0);
                 Ok(())
             }
         }
+    }
+
+    /// Makes room for a file that will have this size, so that one in memory is not moved as it grows.
+    ///
+    /// Errors: more than there is memory for.
+    pub fn reserve(&self, size: u64) -> io::Result<()> {
+        if let File::Memory(file) = self {
+            let size = usize::try_from(size).map_err(io::Error::other)?;
+            let mut content = bytes(&file.content);
+            let content = Arc::make_mut(&mut content);
+            content.try_reserve_exact(size.saturating_sub(content.len()))?;
+        }
+        Ok(())
     }
 
     /// Syncs the file to disk.

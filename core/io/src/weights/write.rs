@@ -52,6 +52,7 @@ pub fn save_with<'a>(
     atomic_write(path, |out| {
         let io = Error::io(path);
         let write = |out: &mut BufWriter<File>| {
+            out.get_ref().reserve((8 + header.len() + sizes.iter().sum::<usize>()) as u64)?;
             out.write_all(&(header.len() as u64).to_le_bytes())?;
             out.write_all(&header)
         };

@@ -46,9 +46,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         let compressed = encoder.finish()?.len();
         println!("{name}: {} bytes, {compressed} compressed", bytes.len());
         if compressed > limit {
-            return Err(
-                format!("{name}: {compressed} bytes are more than the {limit} that a visitor should have to load").into()
-            );
+            return Err(format!(
+                "{name}: {compressed} bytes are more than the {limit} that a visitor should have to load"
+            )
+            .into());
         }
     }
     Ok(())

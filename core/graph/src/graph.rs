@@ -234,7 +234,8 @@ mod tests {
         assert!(refusal(&mut graph, Linear::plain(Layout::Tn), &[a, b]).contains("b must be f32 or bf16, got f16"));
         assert!(refusal(&mut graph, Add {}, &[a]).contains("expected 2 inputs, got 1"));
         assert!(
-            refusal(&mut graph, Rope { head_dim: 3, inverse: false, rotated: None }, &[a, a, a]).contains("even heads")
+            refusal(&mut graph, Rope { head_dim: 3, inverse: false, rotated: None }, &[a, a, a])
+                .contains("even divisor of 5")
         );
         assert!(refusal(&mut graph, Dropout { p: 1.0, salt: 0 }, &[a, a]).contains("[0, 1)"));
         assert!(refusal(&mut graph, Dropout { p: f32::NAN, salt: 0 }, &[a, a]).contains("[0, 1)"));

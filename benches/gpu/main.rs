@@ -429,31 +429,47 @@ impl Runner {
         if let Err(why) = self.run(Command::new("python3").args(["-c", check]), CELL) {
             return self.failed("peer", &why);
         }
-        match self.ask_peer(&["--product"]) {
+        let product = self.run(self.peer_command().arg("--product"), CELL);
+        match product.and_then(|child| child.last_line_as_json::<Json>()) {
             Ok(line) => self.report.peer_product = line["tflop_s"].as_f64(),
             Err(why) => self.failed("peer, product", &why)?,
         }
-        let all = self.cells().into_iter().map(|(work, method, _)| (work, method));
-        for (work, method) in [(&SMALL, LORA_ALL)].into_iter().chain(all) {
-            let what = format!("peer {} {method}", work.peer_cell());
-            eprintln!("{what}");
-            // In this process, without ceilings: each process needs many seconds for its imports.
-            match self.ask_peer(&["--one", "--cells", &work.peer_cell(), "--methods", method]) {
-                Ok(line) => {
-                    self.report.peer.push((work.cell(), method.to_owned(), line));
-                    self.save()?;
-                }
-                Err(why) => self.failed(&what, &why)?,
-            }
-        }
-        Ok(())
+        let methods = METHODS.map(|(method, _)| method);
+        let (large, _) = METHODS[OF_LARGE];
+        self.peer_cells(&SMALL, &[LORA_ALL])?;
+        self.workloads().iter().try_for_each(|work| self.peer_cells(work, &methods))?;
+        self.peer_cells(&LARGE, &[large])
     }
 
-    /// What peer.py prints last.
-    fn ask_peer(&self, arguments: &[&str]) -> std::result::Result<Json, String> {
+    /// One process for all methods, since its imports take longer than a cell.
+    fn peer_cells(&mut self, work: &Workload, methods: &[&str]) -> Result<()> {
+        let what = format!("peer {}", work.peer_cell());
+        eprintln!("{what}");
+        let mut command = self.peer_command();
+        command.args(["--no-ceilings", "--cells", &work.peer_cell(), "--methods", &methods.join(",")]);
+        let child = match self.end_of(&mut command, SUITE) {
+            Ok(child) => child,
+            Err(why) => return self.failed(&what, &why),
+        };
+        let lines: Vec<Json> = child.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        for method in methods {
+            let line = lines.iter().find(|line| line["method"] == **method);
+            match line.map(|line| (line, line["failed"].as_str())) {
+                Some((line, None)) => self.report.peer.push((work.cell(), (*method).to_owned(), line.clone())),
+                Some((_, Some(why))) => self.failed(&format!("{what} {method}"), why)?,
+                None => {
+                    let why = child.failure.as_deref().unwrap_or("it printed no line");
+                    self.failed(&format!("{what} {method}"), why)?;
+                }
+            }
+        }
+        self.save()
+    }
+
+    fn peer_command(&self) -> Command {
         let mut command = Command::new("python3");
-        command.arg(self.args.programs.join("peer.py")).args(arguments);
-        self.run(&mut command, CELL)?.last_line_as_json()
+        command.arg(self.args.programs.join("peer.py"));
+        command
     }
 }
 

@@ -4,7 +4,8 @@
     python3 peer.py --cells gemma-2b:16x256,smollm2-135m:8x512 --methods lora,sparta-0.05,sparta-0.005
     python3 peer.py --device cpu --dtype float32 --cells tiny:2x16 --seconds 1      # a check without a GPU
 
-One JSON line per cell, each measured in a process of its own; first the card's ceilings (copy, bf16 and f32 products).
+One JSON line per cell, each measured in a process of its own, forked after the imports, which take longer than a cell;
+first the card's ceilings (copy, bf16 and f32 products), unless --no-ceilings is given.
 Random weights made on the device, sequence classification with 2 classes (last token), no padding, sdpa attention, fused
 AdamW. bf16 weights, activations and gradients by default, which is what a user of transformers gets on such a card.
 
@@ -23,7 +24,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -206,6 +206,27 @@ def cell(a):
     print(json.dumps(result), flush=True)
 
 
+def forked(named, work):
+    """Runs `work` in a child of this process, which must not have touched the device. If it fails, prints a line of
+    `named` with the reason. Returns whether it succeeded."""
+
+    def failed(why):
+        print(json.dumps({**named, "failed": why[:300]}), flush=True)
+
+    child = os.fork()
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status < 0:
+            failed(f"ended by signal {-status}")
+        return status == 0
+    try:
+        work()
+        os._exit(0)
+    except BaseException as error:
+        failed(f"{type(error).__name__}: {error}")
+        os._exit(1)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", default="gemma-2b:16x256")
@@ -216,25 +237,25 @@ def main():
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--seconds", type=float, default=3, help="measured in each cell, after three warm-up steps")
     parser.add_argument("--product", action="store_true", help="a product of 4096 x 4096 x 4096 in bf16 alone")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--no-ceilings", action="store_true", help="cells alone")
     a = parser.parse_args()
-    if a.one:
-        return cell(a)
     if a.product:
         return print(json.dumps(product(a.device)), flush=True)
-    print(json.dumps(ceilings(a.device)), flush=True)
+
+    # Nothing here may touch the device: children forked after that cannot.
+    import peft  # noqa: F401
+    import torch  # noqa: F401
+    import transformers
+    for family in ("Llama", "Gemma", "Mistral"):
+        getattr(transformers, family + "ForSequenceClassification")
+
     failed = False
-    for one in a.cells.split(","):
+    if not a.no_ceilings:
+        failed |= not forked({}, lambda: print(json.dumps(ceilings(a.device)), flush=True))
+    for shape in a.cells.split(","):
         for method in a.methods.split(","):
-            command = [sys.executable, __file__, "--one", "--cells", one, "--methods", method, "--task", a.task, "--device", a.device,
-                       "--dtype", a.dtype, "--seconds", str(a.seconds)] + ["--compile"] * a.compile
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            if done.returncode:
-                failed = True
-                last = (done.stderr.strip().splitlines() or ["?"])[-1]
-                print(json.dumps(dict(cell=one, method=method, failed=last[:300])), flush=True)
-            else:
-                print(done.stdout.strip().splitlines()[-1], flush=True)
+            one = argparse.Namespace(**{**vars(a), "cells": shape, "methods": method})
+            failed |= not forked(dict(cell=shape, method=method), lambda: cell(one))
     sys.exit(failed)
 
 

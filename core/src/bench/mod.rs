@@ -302,17 +302,18 @@ impl Case {
 }
 
 impl DeviceReport {
-    /// Computes the shares of the final ceiling, which all measurements have raised, so that none exceeds 1.
+    /// Computes the shares of the final ceiling. All measurements have raised it, so what is above 1 is rounding.
     fn settle_shares(&mut self) {
         let ceiling = &self.ceiling;
         for kernel in &mut self.kernels {
             let (flops, bytes) = (kernel.gflops * kernel.seconds * 1e9, kernel.gb_per_s * kernel.seconds * 1e9);
             let least = ceiling.least_seconds(kernel.precision, flops as u64, bytes as u64);
-            kernel.share_of_ceiling = least / kernel.seconds;
+            kernel.share_of_ceiling = (least / kernel.seconds).min(1.0);
         }
         for step in &mut self.steps {
             if let Outcome::Measured(figures) = &mut step.outcome {
-                figures.share_of_ceiling = figures.measured.gflops * 1e9 / ceiling.flops(step.precision);
+                let share = figures.measured.gflops * 1e9 / ceiling.flops(step.precision);
+                figures.share_of_ceiling = share.min(1.0);
             }
         }
     }

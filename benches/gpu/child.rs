@@ -1,12 +1,9 @@
 //! Child processes with a time limit.
 
 use serde::de::DeserializeOwned;
-use std::io::Read;
-#[cfg(unix)]
-use std::os::unix::process::CommandExt;
+use sparta_core::child;
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A process that has ended.
 pub struct Child {
@@ -20,28 +17,10 @@ pub struct Child {
 ///
 /// Errors: it cannot be started or waited for.
 pub fn run(command: &mut Command, limit: Duration) -> Result<Child, String> {
-    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    #[cfg(unix)]
-    command.process_group(0);
-    let mut child =
-        command.spawn().map_err(|e| format!("{} cannot be started: {e}", command.get_program().display()))?;
-    let (stdout, stderr) = (reader(child.stdout.take()), reader(child.stderr.take()));
-    let end = Instant::now() + limit;
-    let status = loop {
-        match child.try_wait().map_err(|e| e.to_string())? {
-            Some(status) => break Some(status),
-            None if Instant::now() > end => {
-                end_group(child.id());
-                // It may have just ended by itself.
-                let _ = child.kill();
-                child.wait().map_err(|e| e.to_string())?;
-                break None;
-            }
-            None => thread::sleep(Duration::from_millis(20)),
-        }
-    };
-    let text = |thread: thread::JoinHandle<String>| thread.join().unwrap_or_default();
-    let (stdout, stderr) = (text(stdout), text(stderr));
+    child::lead_group(command.stdin(Stdio::null()));
+    let ended = child::run(command, limit, |_| {});
+    let child::Ended { status, stdout, stderr } =
+        ended.map_err(|e| format!("{} cannot be started: {e}", command.get_program().display()))?;
     let texts = [&stderr, &stdout];
     let last = texts.iter().find_map(|text| text.trim().lines().last()).unwrap_or("it wrote nothing");
     let failure = match status {
@@ -50,27 +29,6 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Child, String> {
         None => Some(format!("ended after {:.0} s: {last}", limit.as_secs_f64())),
     };
     Ok(Child { stdout, stderr, failure })
-}
-
-/// Ends the processes of a child's group, any of which may keep its pipes open. The child must not have been waited
-/// for, or its number may already be another process's.
-#[cfg(unix)]
-fn end_group(child: u32) {
-    // Every system's shell has a built-in `kill`. Without one, only the child ends.
-    let mut kill = Command::new("sh");
-    let _ = kill.args(["-c", "kill -s KILL -- -$0", &child.to_string()]).stderr(Stdio::null()).status();
-}
-
-#[cfg(not(unix))]
-fn end_group(_: u32) {}
-
-fn reader(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
-    thread::spawn(move || {
-        let mut bytes = vec![];
-        // What was read before an error is kept.
-        let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
 }
 
 impl Child {

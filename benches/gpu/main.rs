@@ -338,7 +338,12 @@ impl Runner {
         command.args(arguments);
         // Its weights are written first, which may take longer than a cell.
         let limit = if work.shape == LARGE.shape { SUITE } else { CELL };
-        match self.run(&mut command, limit).and_then(|child| child.last_line_as_json()) {
+        let measured = self.run(&mut command, limit).and_then(|child| {
+            // Such as that CUDA cannot record steps, which explains what was measured.
+            child.stderr.lines().filter(|line| line.starts_with("warning: ")).for_each(|line| eprintln!("{line}"));
+            child.last_line_as_json()
+        });
+        match measured {
             Ok(measured) => {
                 let [device, method, precision] = [id, method, precision].map(str::to_owned);
                 self.report.steps.push(StepsCell { device, cell: work.cell(), method, precision, untuned, measured });

@@ -8,6 +8,7 @@ pub mod analysis;
 pub mod assumed;
 #[cfg(feature = "reports")]
 pub mod bench;
+pub mod child;
 pub mod device;
 pub mod job;
 pub mod plugin;

@@ -5,7 +5,7 @@ use sparta_backend_cuda::CudaBackend;
 use sparta_suites::conformance::{AREAS, Case, Judged};
 use sparta_suites::{Precision, Subject};
 
-const FAULTS: [Fault; 17] = [
+const FAULTS: [Fault; 18] = [
     // A tile is overwritten while others read it, or read before it is there.
     ("attention", "        __syncthreads();\n        load_tile<128>(ks", "        load_tile<128>(ks"),
     ("attention", "copies_done();\n        __syncthreads();", "copies_done();"),
@@ -18,6 +18,8 @@ const FAULTS: [Fault; 17] = [
     ("attention_grad_q", "        __syncthreads();\n#pragma unroll", "#pragma unroll"),
     ("attention_grad_kv", "        __syncthreads();\n        if (role == 1)", "        if (role == 1)"),
     ("attention_grad_q", "(1 - role) * EXCHANGE", "role * EXCHANGE"),
+    // More shared memory than the launch gives.
+    ("attention", "SHARED_MEMORY(2 * (TQ", "SHARED_MEMORY(2 * (1 + TQ"),
     // Wrong indices, masks, scales and sums.
     ("attention", "ks + (16 * n + lane % 8", "ks + (16 * n + lane % 4"),
     ("attention", "row - key < p.window;\n                s[n][i]", "row - key <= p.window;\n                s[n][i]"),

@@ -376,7 +376,7 @@ typedef struct {
 typedef struct {
     char entry[64];
     int shared;
-    const char *(*emulate)(const unsigned *, unsigned, int, void **);
+    const char *(*emulate)(const unsigned *, const unsigned *, int, void **);
     const size_t *sizes;
     size_t arguments;
 } Kernel;
@@ -391,7 +391,7 @@ static int open_kernel(Kernel *kernel, const Image *image) {
     size_t (*sizes)(const size_t **) = library ? (size_t(*)(const size_t **))dlsym(library, "argument_sizes") : NULL;
     if (!sizes) return 1;
     kernel->arguments = sizes(&kernel->sizes);
-    kernel->emulate = (const char *(*)(const unsigned *, unsigned, int, void **))dlsym(library, "emulate");
+    kernel->emulate = (const char *(*)(const unsigned *, const unsigned *, int, void **))dlsym(library, "emulate");
     return kernel->emulate ? 0 : 1;
 }
 #endif
@@ -427,7 +427,8 @@ static void emulate(Work *work) {
     char *at = work->object[1];
     for (size_t i = 0; i < kernel->arguments; i++) arguments[i] = at, at += (kernel->sizes[i] + 15) / 16 * 16;
     unsigned grid[3] = {(unsigned)work->number[0], (unsigned)work->number[1], (unsigned)work->number[2]};
-    const char *wrong = kernel->emulate(grid, (unsigned)work->number[3], 2, arguments);
+    unsigned threads[2] = {(unsigned)work->number[3], (unsigned)work->bytes};
+    const char *wrong = kernel->emulate(grid, threads, 2, arguments);
     if (wrong) {
         fprintf(stderr, "kernel %s: %s\n", kernel->entry, wrong);
         abort();
@@ -453,7 +454,7 @@ int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned 
     for (size_t i = 0; i < kernel->arguments; i++) bytes += (kernel->sizes[i] + 15) / 16 * 16;
     char *at = aligned_alloc(16, bytes + 16);
     work->object[0] = kernel, work->object[1] = at;
-    work->number[0] = x, work->number[1] = y, work->number[2] = z, work->number[3] = bx;
+    work->number[0] = x, work->number[1] = y, work->number[2] = z, work->number[3] = bx, work->bytes = shared;
     for (size_t i = 0; i < kernel->arguments; i++) {
         memcpy(at, arguments[i], kernel->sizes[i]);
         at += (kernel->sizes[i] + 15) / 16 * 16;

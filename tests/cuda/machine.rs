@@ -47,7 +47,8 @@ impl Options {
     }
 }
 
-type Emulate = unsafe extern "C" fn(*const u32, u32, i32, *mut *mut c_void) -> *const c_char;
+/// Takes the grid, the threads of a block and its bytes of dynamic shared memory, the order, the arguments.
+type Emulate = unsafe extern "C" fn(*const u32, *const u32, i32, *mut *mut c_void) -> *const c_char;
 
 struct Kernel {
     name: String,
@@ -250,9 +251,9 @@ impl Machine for Emulated {
         arguments: &mut Arguments,
     ) -> Result<(), Failure> {
         let Kernel { name, emulate, .. } = &self.kernels[kernel.0];
-        let pointers = arguments.pointers().as_mut_ptr();
+        let (threads, pointers) = ([threads.block, threads.shared], arguments.pointers().as_mut_ptr());
         // SAFETY: the caller promises the arguments of the kernel.
-        let wrong = unsafe { emulate(grid.as_ptr(), threads.block, self.options.order, pointers) };
+        let wrong = unsafe { emulate(grid.as_ptr(), threads.as_ptr(), self.options.order, pointers) };
         if wrong.is_null() {
             return Ok(());
         }

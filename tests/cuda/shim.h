@@ -1,7 +1,7 @@
 // Runs CUDA C++ on a CPU: the threads of a block are fibers of one host thread that switch at barriers, so every run is
 // deterministic. It finds what tools for GPUs find: barriers that not all threads reach (by line), races (results that
 // depend on the order of blocks, warps and threads), shared memory that is read before it is written (poisoned for each
-// block), and with -fsanitize=address accesses out of bounds.
+// block) or of which a launch gives too little, and with -fsanitize=address accesses out of bounds.
 // Compiled with -nostdinc++: headers of the C++ library would take half of the compiler's time.
 #pragma once
 #include <math.h>
@@ -189,6 +189,8 @@ inline void copies_done() {
     for (size_t i = 0; i < mine.count; i++) perform(mine.all[i]);
     mine.count = 0;
 }
+// Bytes of dynamic shared memory that a kernel uses.
+static unsigned dynamic;
 inline float bf16(unsigned bits) { return __uint_as_float(bits << 16); }
 inline unsigned round_bf16(float x) {
     unsigned b = __float_as_uint(x);
@@ -198,7 +200,7 @@ inline unsigned round_bf16(float x) {
 }  // namespace shim
 
 // mma.cuh as exchanges between fibers.
-#define SHARED_MEMORY(bytes) __shared__ unsigned short memory[(bytes) / 2];
+#define SHARED_MEMORY(bytes) __shared__ unsigned short memory[(bytes) / 2]; shim::dynamic = (bytes);
 struct Frag { unsigned a[4], b[2]; };
 inline void mma_bf16(float* d, const unsigned* a, const unsigned* b) {
     Frag f; memcpy(f.a, a, 16); memcpy(f.b, b, 8);
@@ -219,6 +221,10 @@ inline void mma_bf16(float* d, const unsigned* a, const unsigned* b) {
 }
 inline unsigned pack(float lo, float hi) { return shim::round_bf16(lo) | shim::round_bf16(hi) << 16; }
 inline void ldmatrix_(unsigned* r, const unsigned short* row, bool trans) {
+    if (uintptr_t(row) % 16) {
+        fprintf(stderr, "a row of ldmatrix is not aligned\n");
+        abort();
+    }
     shim::Exchange<const unsigned short*> x(row, trans ? 1000001 : 1000000);
     unsigned lane = shim::current % 32, g = lane / 4, t = lane % 4;
     for (unsigned m = 0; m < 4; m++) {
@@ -236,7 +242,8 @@ inline void copies_done() { shim::copies_done(); }
 #define __syncthreads() shim::yield(shim::BLOCK, __LINE__)
 #define SHIM_EXPORT(kernel) \
     extern "C" size_t argument_sizes(const size_t** each) { return shim::sizes(kernel, each); } \
-    extern "C" const char* emulate(const unsigned* grid, unsigned lanes, int order, void** arguments) { \
+    extern "C" const char* emulate(const unsigned* grid, const unsigned* threads, int order, void** arguments) { \
         shim::late = order == 2; \
-        return shim::launch(kernel, grid, lanes, order, arguments); \
+        const char* wrong = shim::launch(kernel, grid, threads[0], order, arguments); \
+        return wrong || shim::dynamic <= threads[1] ? wrong : "it is launched with too little shared memory"; \
     }

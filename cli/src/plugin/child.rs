@@ -1,19 +1,16 @@
 //! One part of a check, in a child process.
 
-use sparta_core::{Error, Result};
+use crate::progress::INTERRUPTED;
+use sparta_core::{Error, Result, child};
 use std::ffi::OsString;
-use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// Prefixes of the lines that a child prints about a test that did not fail.
 pub const REFUSED: &str = "refused: ";
 pub const SKIPPED: &str = "skipped: ";
 pub const NOTE: &str = "note: ";
-
-/// Interval at which a child is polled.
-const POLL: Duration = Duration::from_millis(10);
 
 /// When the standard input of a child ends.
 #[derive(Clone, Copy)]
@@ -35,54 +32,37 @@ pub struct Ended {
     pub stderr: String,
 }
 
-/// Runs this program with these arguments, for at most `limit` seconds.
+/// Runs this program with these arguments, for at most `limit` seconds; then it is killed, along with everything it has
+/// started.
 ///
 /// Errors: it cannot be started.
 pub fn run(arguments: &[OsString], limit: u64, input: Input) -> Result<Ended> {
     let program = std::env::current_exe().map_err(Error::io("sparta-cli"))?;
     let mut command = Command::new(&program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let start = Instant::now();
-    let mut child = command.spawn().map_err(Error::io(&program))?;
-    let mut stdin = child.stdin.take().filter(|_| !matches!(input, Input::Closed));
-    let poll = || {
-        if let Input::Until(file) = input
-            && file.exists()
-        {
-            stdin = None;
-        }
-    };
-    let (stdout, stderr) = (reader(child.stdout.take()), reader(child.stderr.take()));
-    let status = wait(&mut child, start + Duration::from_secs(limit), poll).map_err(Error::io(&program))?;
-    drop(stdin);
-    let text = |thread: std::thread::JoinHandle<String>| thread.join().unwrap_or_default();
-    Ok(Ended { status, seconds: start.elapsed().as_secs_f64(), stdout: text(stdout), stderr: text(stderr) })
-}
-
-/// `None`: the child did not end in time and was killed.
-fn wait(child: &mut Child, end: Instant, mut poll: impl FnMut()) -> std::io::Result<Option<ExitStatus>> {
-    loop {
-        poll();
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if Instant::now() > end {
-            // It may have ended just now.
-            let _ = child.kill();
-            child.wait()?;
-            return Ok(None);
-        }
-        std::thread::sleep(POLL);
+    command.args(arguments).stdin(Stdio::piped());
+    // The runs of a test stay in its group, so that its time limit is also theirs.
+    if std::env::args_os().all(|argument| argument != "--child") {
+        child::lead_group(&mut command);
+        end_with_interrupt();
     }
+    let close = |stdin: &mut Option<ChildStdin>| match input {
+        Input::Closed => *stdin = None,
+        Input::Until(file) if file.exists() => *stdin = None,
+        Input::Open | Input::Until(_) => {}
+    };
+    let start = Instant::now();
+    let ended = child::run(&mut command, Duration::from_secs(limit), close).map_err(Error::io(&program))?;
+    let child::Ended { status, stdout, stderr } = ended;
+    Ok(Ended { status, seconds: start.elapsed().as_secs_f64(), stdout, stderr })
 }
 
-fn reader(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut bytes = vec![];
-        // Output read before an error is kept.
-        let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
+/// Makes Ctrl-C end the child, too, whose group it does not reach.
+fn end_with_interrupt() {
+    // An error means that a handler is already installed: this one.
+    let _ = ctrlc::set_handler(|| {
+        child::end_all();
+        std::process::exit(INTERRUPTED.into());
+    });
 }
 
 impl Ended {

@@ -228,9 +228,8 @@ fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, weights: &Weights, plugi
             } else {
                 Adaptation::with_indices(method, parameters, options, |p| stored_set(adapter, p))?
             };
-            let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
             if let Some(expected) = &manifest.index_sha256
-                && index_set::fingerprint(&sets) != *expected
+                && index_set::fingerprint(adaptation.index_sets().into_values()) != *expected
             {
                 return Err(Error::Method(format!(
                     "{}: method `{}` {} chooses different elements than version {} did",

@@ -103,7 +103,7 @@ pub fn merge(applied: &AppliedAdapter, request: &MergeRequest, device: Box<dyn B
     let stated = decoder::open(&place)?.pad_token_id.filter(|_| objective.pools());
     let read = self::examples(objective, &texts, stated);
     let mut quantized = false;
-    let check = check_merged(&mut session, [&examples, &read], budget, |session, position| {
+    let check = check_merged(&mut session, [&examples, &read], budget, &stored, |session, position| {
         let name = &parameters[position].name;
         let view = stored.get(name).ok_or_else(|| Error::Weights(format!("{name} was not written")))?;
         if let Storage::Blocks(blocks) = view.format() {

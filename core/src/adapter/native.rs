@@ -62,7 +62,7 @@ pub fn save(
     let whole = adaptation.parameters.iter().map(|p| (p.name.clone(), p.shape.clone()));
     let shapes: BTreeMap<String, Vec<usize>> = whole.chain(trained).collect();
     let values_sha256 = save_values(dir, FORMAT, values, &shapes, &adaptation.stored_indices())?;
-    let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
+    let sets = adaptation.index_sets();
     let trainable = TrainablePlan::new(adaptation);
     let manifest = Manifest {
         format: FORMAT.into(),
@@ -70,7 +70,7 @@ pub fn save(
         method_version: adaptation.info.version.clone(),
         options: adaptation.options.clone(),
         seed: config.seed,
-        index_sha256: (!sets.is_empty()).then(|| index_set::fingerprint(&sets)),
+        index_sha256: (!sets.is_empty()).then(|| index_set::fingerprint(sets.into_values())),
         base: fingerprint(weights),
         labels: head.labels.clone(),
         objective: head.objective.clone(),

@@ -7,6 +7,7 @@ use crate::model::{Decoder, HEAD, to_f32};
 use crate::text::without_padding;
 use crate::train::evaluate::evaluate;
 use crate::train::{Encoded, Objective, Prediction, Session, Setup};
+use crate::weights::Weights;
 use crate::{Error, Result};
 use sparta_graph::DType;
 use std::borrow::Cow;
@@ -65,11 +66,12 @@ pub fn examples(objective: &dyn Objective, texts: &[Vec<u32>], pad: Option<u32>)
 
 /// Evaluates the first of the `examples`, replaces every weight of the session by `merged` of its position (type and
 /// little-endian values), and evaluates the second, the same texts as prepared for the merged model. Afterwards the
-/// session is a plain model.
+/// session is a plain model. Values may lie in `weights`, which forgets each tensor when the device has it.
 pub fn check_merged<'a>(
     session: &mut Session,
     [examples, again]: [&[Encoded]; 2],
     budget: usize,
+    weights: &Weights,
     mut merged: impl FnMut(&mut Session, usize) -> Result<(DType, Cow<'a, [u8]>)>,
 ) -> Result<MergeCheck> {
     let before = logits(session, examples, budget)?;
@@ -94,6 +96,7 @@ pub fn check_merged<'a>(
         }
         for (position, dtype, bytes) in layer {
             session.replace_weight(position, dtype, &bytes)?;
+            weights.forget(&session.setup().adaptation.parameters[position].name);
         }
     }
     let after = logits(session, again, budget)?;

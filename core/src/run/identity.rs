@@ -19,8 +19,8 @@ pub fn identity(run: &Prepared) -> Result<BTreeMap<String, String>> {
     for (name, value) in &run.task_options {
         identity.insert(format!("task option {name}"), value.to_string());
     }
-    let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
-    identity.insert("chosen elements (SHA-256)".into(), index_set::fingerprint(&sets));
+    let sets = adaptation.index_sets().into_values();
+    identity.insert("chosen elements (SHA-256)".into(), index_set::fingerprint(sets));
     identity.insert("model weights (SHA-256)".into(), fingerprint(&run.weights));
     for (name, split) in [("train", &run.train), ("dev", &run.dev), ("test", &run.test)] {
         identity.insert(format!("{name} data (SHA-256)"), hash_examples(split));

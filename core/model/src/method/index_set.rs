@@ -60,8 +60,8 @@ fn draw_range(stream: Stream, start: u64, end: u64, threshold: u64) -> Vec<u32> 
 
 /// SHA-256, in hex, over the sets in order of their tensors' names: for each the length of the name (u64), the name,
 /// the number of scalars (u64), the number of indices (u64) and the indices (u32), all little-endian.
-pub fn fingerprint(sets: &[IndexSet]) -> String {
-    let mut sets: Vec<&IndexSet> = sets.iter().collect();
+pub fn fingerprint<'a>(sets: impl IntoIterator<Item = &'a IndexSet>) -> String {
+    let mut sets: Vec<&IndexSet> = sets.into_iter().collect();
     sets.sort_by(|a, b| a.tensor.cmp(&b.tensor));
     let mut hash = Sha256::new();
     for set in sets {

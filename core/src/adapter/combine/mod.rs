@@ -142,9 +142,9 @@ pub fn combine(request: &CombineRequest, device: &dyn Fn() -> Result<Box<dyn Bac
 /// A note for each pair of adapters that change the same weights because they share a seed.
 fn same_weights(adapters: &[AppliedAdapter]) -> Vec<String> {
     let fingerprint = |applied: &AppliedAdapter| -> Option<(u64, String)> {
-        let sets: Vec<_> = applied.adaptation.index_sets().into_values().cloned().collect();
-        let count: usize = sets.iter().map(|set| set.indices.len()).sum();
-        (count > 0).then(|| (count as u64, index_set::fingerprint(&sets)))
+        let sets = applied.adaptation.index_sets();
+        let count: usize = sets.values().map(|set| set.indices.len()).sum();
+        (count > 0).then(|| (count as u64, index_set::fingerprint(sets.into_values())))
     };
     let all: Vec<_> = adapters.iter().map(|applied| (applied.adapter.dir.display(), fingerprint(applied))).collect();
     let mut notes = Vec::new();

@@ -7,7 +7,6 @@ use crate::job::{Answer, Environment, MergeCheck, Mistake, RunResult, Stopped};
 use crate::run::directory::peak_resident;
 use crate::run::{answers, mistakes};
 use crate::train::{Prediction, Session};
-use std::borrow::Cow;
 
 /// A smaller share of visible changes gives a warning.
 const VISIBLE: f64 = 0.25;
@@ -119,11 +118,9 @@ impl Trainer<'_> {
         let check = self.values().and_then(|values| {
             let merged = |session: &mut Session, position: usize| {
                 let dtype = MergeDtype::Keep.of(&session.setup().adaptation.parameters, position);
-                let bytes = merged_tensor(session, weights, &values, position, dtype)?.into_owned();
-                weights.forget(&session.setup().adaptation.parameters[position].name);
-                Ok((dtype, Cow::Owned(bytes)))
+                Ok((dtype, merged_tensor(session, weights, &values, position, dtype)?))
             };
-            check_merged(&mut self.session, [&examples; 2], self.run.config.micro_batch_tokens(), merged)
+            check_merged(&mut self.session, [&examples; 2], self.run.config.micro_batch_tokens(), weights, merged)
         });
         match &check {
             Ok(check) if check.agrees() => {}

@@ -328,8 +328,11 @@ impl Products {
         if let Err(failure) = self.library.check("cublasLtMatmul", done) {
             let advice = if done == ALLOC_FAILED { format!("; {TO_HAVE_MEMORY}") } else { String::new() };
             let said = format!("{} for {}{advice}", failure.reason(), form.title(factors, refused));
-            // If the context is broken, the driver knows why.
-            return session.wait().and(Err(Failure::Other(said)));
+            // If the context is broken, the driver knows why. That a recording cannot wait is no reason.
+            return Err(match session.wait() {
+                Err(lost @ Failure::Lost(_)) => lost,
+                _ => Failure::Other(said),
+            });
         }
         self.forms.get_mut(id.0).ok_or_else(missing)?.algorithms.drain(..refused);
         Ok(())

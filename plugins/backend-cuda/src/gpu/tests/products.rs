@@ -145,4 +145,10 @@ fn a_failing_product_says_what_the_driver_says() {
     let Err(Failure::Other(said)) = failure else { panic!("{failure:?}") };
     assert!(said.starts_with("cublasLtMatmul: some status (13) for Nn 3x5x4, a f32 stride 8"), "{said}");
     assert!(said.contains("algorithm 1 of 3"), "{said}");
+    let recorded = gpu.record(&mut |machine| {
+        // SAFETY: as above.
+        unsafe { machine.multiply(id, &place) }
+    });
+    let Err(Failure::Other(said)) = recorded else { panic!("{recorded:?}") };
+    assert!(said.starts_with("cublasLtMatmul: some status (13) for Nn 3x5x4"), "{said}");
 }

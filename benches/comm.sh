@@ -1,5 +1,5 @@
 #!/bin/sh
-# Two processes with a core each against one with a core, on the same batch, and what their exchanges take:
+# Compares two processes with one core each to one with one core, on the same batch, and measures their exchanges:
 #
 #   benches/comm.sh MPICH [CELLS...]     MPICH is a directory that .ci/mpich made; CELLS are options of `bench comm`
 #

@@ -228,7 +228,7 @@ fn nan_ends_the_run_with_step_op_and_tensor_and_the_last_good_state() {
 }
 
 #[test]
-fn a_batch_that_gives_nan_is_left_out_and_counted_where_that_is_asked_for() {
+fn a_batch_that_gives_nan_is_skipped_and_counted_on_request() {
     let home = tempfile::tempdir().unwrap();
     let skipping = with(&lora(config(home.path(), 12)), |control| control.skip_nonfinite = true);
     let base = RunConfig { out: home.path().join("run"), ..skipping };

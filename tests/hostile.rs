@@ -108,7 +108,7 @@ fn a_plugin_may_print_and_change_the_directory() {
 }
 
 #[test]
-fn what_cannot_be_loaded_is_fatal_also_for_other_methods() {
+fn what_cannot_be_loaded_is_fatal_even_for_other_methods() {
     refused(8, &OTHER, &["is not a valid name"]);
     refused(9, &OTHER, &["option `help`"]);
     refused(10, &OTHER, &["no value is in the range of its option `n`"]);

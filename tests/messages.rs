@@ -45,7 +45,7 @@ fn check(output: &Output, code: i32, parts: &[&str]) {
 }
 
 #[test]
-fn an_interrupted_run_exits_as_shells_have_it() {
+fn an_interrupted_run_exits_with_130() {
     let args = ["run", "--until-eof", "--out", "interrupted", "--epochs", "1000"];
     check(&run(&args, &SMALL), 130, &["interrupted after"]);
 }
@@ -133,7 +133,7 @@ fn a_held_out_set_alone_can_be_measured() {
 }
 
 #[test]
-fn predict_answers_as_texts_come() {
+fn predict_answers_as_texts_arrive() {
     let mut child = command(HOME.path(), &["predict", "run", "--device", "cpu", "--json"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -47,7 +47,7 @@ pub fn directory(shape: &Shape, weights: Weights) -> Result<PathBuf> {
     let built = program.parent().and_then(Path::parent).map(Path::to_owned);
     let place = std::env::var_os("SPARTA_BENCH_DIR").map(PathBuf::from).or(built);
     let name = format!("{}-{}", shape.name.replace(',', "-"), weights.name());
-    let directory = place.ok_or("this program lies in no directory")?.join("bench-models").join(name);
+    let directory = place.ok_or("the directory of this program is unknown")?.join("bench-models").join(name);
     if !directory.join("config.json").is_file() {
         let status =
             Command::new(program).args(["--write-model", &shape.name, weights.name()]).arg(&directory).status()?;

@@ -103,7 +103,7 @@ pub enum Command {
     /// List the presets: hyper-parameters of the paper's tables, and published ones for prompts and answers, each with
     /// its source
     Presets(PresetsArgs),
-    /// Print the internals of one forward and backward pass
+    /// Write the internals of one forward and backward pass to a file
     Inspect {
         #[command(subcommand)]
         what: Inspect,

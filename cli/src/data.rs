@@ -46,9 +46,11 @@ fn summary(data: &ShownData) -> String {
         let [examples, tokens, trained, cut, too_long, untrained] =
             [found.examples, found.tokens, found.trained, found.cut, found.too_long, found.untrained]
                 .map(|n| thousands(n as u64));
+        // Examples with a label have no tokens to learn.
+        let learned = if found.trained == 0 { String::new() } else { format!(", {trained} trained on") };
         let [shortest, middle, longest] = found.lengths.map(|n| thousands(n as u64));
         let mut lines = vec![format!(
-            "{:<10} {examples} examples, {tokens} tokens, {trained} trained on, {shortest} to {longest} per example (half have \
+            "{:<10} {examples} examples, {tokens} tokens{learned}, {shortest} to {longest} per example (half have \
              {middle} or more): {}",
             found.split, found.origin
         )];

@@ -138,7 +138,7 @@ enum Answer<'a> {
         label: &'a str,
         probabilities: BTreeMap<&'a str, f64>,
     },
-    /// Of several labels, those with a probability of at least one half.
+    /// Of several labels, those with a probability above one half.
     Labels {
         labels: Vec<&'a str>,
         probabilities: BTreeMap<&'a str, f64>,

@@ -102,6 +102,7 @@ fn formats_carry_the_same_adapter() {
     }
     fail(&["adapter", "export", lora, "--format", "sparse-deltas", "--out", "x"], "hold single elements");
     fail(&["adapter", "export", lora, "--format", "patch", "--out", "x"], "holds single elements");
+    fail(&["adapter", "export", &A, "--format", "gguf", "--out", "x"], "hold LoRA layers, not single elements");
 
     // Exported as Super-Tuning, it is the same model with the same class names; exported once more, too.
     let predictions = predicted(&A);

@@ -19,7 +19,7 @@ export interface Job {
     instruct?: boolean;
     /** The run's directory, which is emptied once the plan fits; neither `model` nor `data` is in it. */
     out: string;
-    /** Bytes that the run may take on the GPU. Browsers do not tell how many it has; if given, the run is planned to fit them. */
+    /** Bytes that the run may take on the GPU. Browsers do not reveal how many it has; if given, the run is planned to fit them. */
     memory?: number | null;
 }
 
@@ -28,7 +28,7 @@ export interface Device {
     name: string;
     kind: string;
     driver: string;
-    /** In bytes; that of a software device only if the browser tells it. */
+    /** In bytes; that of a software device only if the browser reveals it. */
     memory: number | null;
     max_buffer: number;
     max_binding: number | null;

@@ -27,7 +27,7 @@ let fail = () => {};
 function end(error, program) {
     const refused = program.refused();
     if (refused > 0) {
-        ended ??= `the tab has no memory for ${Math.ceil(refused / 2 ** 20)} MiB more, of 4 GiB in all; reload the page, and take `
+        ended ??= `the tab has no memory for ${Math.ceil(refused / 2 ** 20)} MiB more, of 4 GiB in all; reload the page, and use `
             + 'a smaller model, or a method that trains less of it';
     }
     ended ??= `the program has failed, reload the page: ${error.message ?? error}`;

@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn set_replaces_where_an_option_is_and_adds_it_where_it_is_nowhere() {
+    fn set_replaces_an_option_or_adds_it() {
         let mut definition = Definition::parse(TWO).unwrap();
         definition.set_text("lr=[1.0, 2.0, 3.0]").unwrap();
         definition.set_text("task=cola").unwrap();

@@ -51,6 +51,13 @@ pub fn export(applied: &AppliedAdapter, format: ExportFormat, out: &Path) -> Res
             Patch { adaptation, values, weights, head: one_head()? }.write(out)?;
         }
         ExportFormat::Gguf => {
+            if !applied.adaptation.index_sets().is_empty() {
+                return Err(Error::Usage(format!(
+                    "{0}: llama.cpp's adapters hold LoRA layers, not single elements; merge it into a model: \
+                     sparta-cli adapter merge {0} --out MODEL.gguf",
+                    adapter.dir.display()
+                )));
+            }
             let lora = lora(applied)?;
             let AppliedAdapter { adapter, decoder, .. } = applied;
             GgufLora { lora: &lora, values: &adapter.values, head: one_head()?, decoder }.write(out)?;

@@ -31,17 +31,17 @@ pub const DEFAULT_METHOD: &str = "sparta";
 /// Names given by the user. [`RunConfig`] has what they resolve to.
 #[derive(Args, Clone, Debug)]
 pub struct Sources {
-    /// Model: a directory in the Hugging Face layout, or a name on the hub, ORG/NAME[@REVISION]
+    /// Model: a directory in the Hugging Face layout, a GGUF file, or a name on the hub, ORG/NAME[@REVISION]
     #[arg(long, value_name = "DIR|NAME", help_heading = MODEL_AND_DATA)]
     pub model: Option<PathBuf>,
     /// Branch, tag or commit of a model on the hub [default: main]
     #[arg(long, value_name = "REV", help_heading = MODEL_AND_DATA)]
     pub revision: Option<String>,
-    /// Task, for example sst2; text learns each next token of documents
+    /// Task, for example sst2; text is next-token prediction on documents
     #[arg(long, value_name = "ID", help_heading = MODEL_AND_DATA)]
     pub task: Option<String>,
-    /// Data: a directory with the task's TSV, parquet, JSONL or text files, or a name on the hub, ORG/NAME[@REVISION];
-    /// for task text also one file
+    /// Data: a directory with the task's files, or a name on the hub, ORG/NAME[@REVISION]; for tasks classify, sft and
+    /// text also one file
     #[arg(long, value_name = "DIR|NAME", help_heading = MODEL_AND_DATA)]
     pub data: Option<PathBuf>,
     /// Wrap each text in the task's prompt and the model's chat template, for instruction models; the head starts from

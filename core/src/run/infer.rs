@@ -274,14 +274,14 @@ fn check_labels(head: &Head, task: &TaskInfo) -> Result<()> {
     let wanted = objective_of(task).name();
     if head.objective != wanted {
         return Err(Error::Usage(format!(
-            "task {} is {wanted}, the adapter was trained for {}",
+            "task {} is {wanted}, but the model was trained for {}",
             task.id, head.objective
         )));
     }
     match order(head, task) {
         Some(_) => Ok(()),
         None => Err(Error::Usage(format!(
-            "task {} has the labels {:?}, the adapter was trained for {:?}",
+            "task {} has the labels {:?}, but the model was trained for {:?}",
             task.id, task.labels, head.labels
         ))),
     }

@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn attention_of_bf16_is_made_on_tensor_cores() {
+    fn attention_in_bf16_runs_on_tensor_cores() {
         let attention = |dtype: DType, head_dim: usize, capability| {
             let (scale, window, soft_cap) = (1.0, None, None);
             let op = Attention { heads: 8, kv_heads: 1, head_dim, scale, window, soft_cap, dropout: 0.0, salt: 0 };

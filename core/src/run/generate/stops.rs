@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_only_begins_like_a_stop_is_given_later() {
+    fn a_text_that_only_begins_like_a_stop_is_printed_late() {
         let (out, stopped) = written(&["aab"], &["xa", "a", "a", "c", "aa"]);
         assert_eq!((out.concat().as_str(), stopped), ("xaaacaa", false));
         assert_eq!(out[..4], ["x", "", "a", "aac"]);

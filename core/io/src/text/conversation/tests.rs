@@ -123,7 +123,7 @@ fn an_answer_of_the_prompt_and_one_that_nobody_asked_for_are_not_learned() {
 }
 
 #[test]
-fn a_template_that_writes_beginnings_otherwise_is_refused() {
+fn a_template_that_writes_beginnings_differently_is_refused() {
     // Earlier answers are left out, as some templates leave out thoughts.
     let forgets = "{{ bos_token }}{% for m in messages %}{{ m.role }} {% if m.role != 'assistant' or loop.last %}\
                    {{ m.content }}{% endif %}<end> {% endfor %}{% if add_generation_prompt %}assistant {% endif %}";

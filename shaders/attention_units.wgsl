@@ -27,7 +27,7 @@ low: 22 bits, so that a sum is as near as one in f32. -#}
 {%- set LINE = DEPTH + 8 %}
 {%- set DIM_LINE = DIM + 8 %}
 {%- set WEIGHTS_LINE = OTHERS + 8 %}
-{%- set SCORES_LINE = OTHERS + 4 %}
+{%- set SCORES_LINE = OTHERS + 8 %}
 {#- Rows of the other tile that are there at a time when weights are multiplied by it. #}
 {%- set ROOM = (64 + OTHERS) * LINE %}
 {%- set ROWS = OTHERS if OTHERS * DIM_LINE <= ROOM else 32 if OTHERS > 32 and 32 * DIM_LINE <= ROOM else 16 %}
@@ -275,7 +275,7 @@ fn main(
     let from_other = {{ 64 * LINE // PER }}u + subgroup % {{ SCORES_N }}u * {{ WIDE * LINE // PER }}u;
     let to_scores = subgroup / {{ SCORES_N }}u * {{ TALL * SCORES_LINE // PER }}u + subgroup % {{ SCORES_N }}u * {{ WIDE // PER }}u;
     // What a thread loads of a slice of operands: own rows first, then the others.
-    let slice_row = lane / {{ DEPTH // 8 }}u;
+    let slice_row = spread(lane / {{ DEPTH // 8 }}u);
     let to_slice = slice_row * {{ LINE }}u + 8u * (lane % {{ DEPTH // 8 }}u);
     // The row and the first vector of four columns of a tile that a thread weighs.
     let row = lane / {{ ROW_LANES }}u;

@@ -13,9 +13,9 @@ const WRITERS: u32 = LANES;
 // at the end rows of sums.
 var<workgroup> tile: array<vec4<f32>, 1024>;
 
-// Vector i of the rows.
-fn sums_at(i: u32) -> vec4<f32> {
-    return tile[i];
+// A vector of a row of a block.
+fn sums_at(block: u32, row: u32, column: u32) -> vec4<f32> {
+    return tile[block + row * WIDTH + column];
 }
 
 // What a thread loads, where k is the stored column and where it is not.

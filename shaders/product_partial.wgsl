@@ -9,7 +9,7 @@ fn write_block(piece: u32, m: u32, n: u32, block: u32, writer: u32) {
         let row = m + i / WIDTH;
         let column = n / 4u + i % WIDTH;
         if (row < p.m && column < width) {
-            partial[(piece * p.m + row) * width + column] = sums_at(block + i);
+            partial[(piece * p.m + row) * width + column] = sums_at(block, i / WIDTH, i % WIDTH);
         }
     }
 }

@@ -10,6 +10,8 @@ BLOCK: columns of a block. #}
 {%- set WIDE = TILE // SUBGROUPS_N %}
 {%- set PER = 4 if VECTOR_MEMORY else 1 %}
 {%- set BLOCK = [WIDE, 128 // SUBGROUPS] | min %}
+{#- f32 from one row of a block to the next, padded against bank conflicts where memory suffices. #}
+{%- set SUMS_LINE = BLOCK + 4 if BLOCK >= 32 else BLOCK %}
 {#- Tiles lie along k, [m][k] and [n][k], or as the operand is stored: [k][m] and [k][n]. #}
 {%- set A_ALONG_K = TRANSPOSE or not TN %}
 {%- set B_ALONG_K = TRANSPOSE or NT %}
@@ -28,20 +30,21 @@ const WRITERS: u32 = {{ SUBGROUP }}u;
 // Lines are padded by 8 against bank conflicts. TRANSPOSE: tiles lie along k, whatever the layout.
 var<workgroup> a_tile: array<{{ "vec4<f16>" if VECTOR_MEMORY else "f16" }}, {{ (TILE if A_ALONG_K else DEPTH) * A_LINE // PER }}>;
 var<workgroup> b_tile: array<{{ "vec4<f16>" if VECTOR_MEMORY else "f16" }}, {{ (TILE if B_ALONG_K else DEPTH) * B_LINE // PER }}>;
-var<workgroup> sums: array<{{ "vec4<f32>" if VECTOR_MEMORY else "f32" }}, {{ SUBGROUPS * 16 * BLOCK // PER }}>;
+var<workgroup> sums: array<{{ "vec4<f32>" if VECTOR_MEMORY else "f32" }}, {{ SUBGROUPS * 16 * SUMS_LINE // PER }}>;
 
 // The largest finite magnitudes of ranges of a and of b, from the kernel `magnitude`.
 @group(0) @binding(6) var<storage, read> a_magnitudes: array<f32>;
 @group(0) @binding(7) var<storage, read> b_magnitudes: array<f32>;
 
-// Vector i of the blocks.
-fn sums_at(i: u32) -> vec4<f32> {
+// A vector of a row of a block.
+fn sums_at(block: u32, row: u32, column: u32) -> vec4<f32> {
+    let i = block + row * {{ SUMS_LINE // 4 }}u + column;
     return {% if VECTOR_MEMORY %}sums[i]{% else %}vec4<f32>(sums[4u * i], sums[4u * i + 1u], sums[4u * i + 2u], sums[4u * i + 3u]){% endif %};
 }
 
 // What a thread loads, where k is the stored column and where it is not.
 fn row_along_k(t: u32) -> u32 {
-    return t / 4u;
+    return spread(t / 4u);
 }
 fn k_along_k(t: u32) -> u32 {
     return 8u * (t % 4u);
@@ -118,12 +121,15 @@ fn main(
     let subgroup = min(subgroup_id, {{ SUBGROUPS - 1 }}u);
     let first_m = subgroup / {{ SUBGROUPS_N }}u * {{ TALL }}u;
     let first_n = subgroup % {{ SUBGROUPS_N }}u * {{ WIDE }}u;
+    // Each subgroup finds the largest of all candidates, without a barrier. There is room for 256; those that
+    // `magnitude` has not written do not count.
+    let candidate = writer % SUBGROUP;
     {%- for x in ["a", "b"] %}
     var {{ x }}_magnitude = 0.0;
-    for (var i = lane; i < p.{{ x }}_magnitudes; i += LANES) {
-        {{ x }}_magnitude = max({{ x }}_magnitude, {{ x }}_magnitudes[i]);
-    }
-    let {{ x }}_exponent = exponent_for(max_lanes(lane, {{ x }}_magnitude), 0);
+        {%- for first in range(0, 256, SUBGROUP) %}
+    {{ x }}_magnitude = max({{ x }}_magnitude, select(0.0, {{ x }}_magnitudes[candidate + {{ first }}u], candidate + {{ first }}u < p.{{ x }}_magnitudes));
+        {%- endfor %}
+    let {{ x }}_exponent = exponent_for(subgroupMax({{ x }}_magnitude), 0);
     let {{ x }}_scale = power_of_two({{ x }}_exponent);
     {%- endfor %}
     {%- for i in range(TALL // T) %}
@@ -176,7 +182,7 @@ fn main(
     let exponent = -(a_exponent + b_exponent);
     let low = power_of_two(exponent / 2);
     let high = one_if(subgroup_size == SUBGROUP) * power_of_two(exponent - exponent / 2);
-    let block = subgroup * ROWS * WIDTH;
+    let block = subgroup * ROWS * {{ SUMS_LINE // 4 }}u;
     {%- for part_m in range(TALL // 16) %}
         {%- for part_n in range(WIDE // BLOCK) %}
     // All subgroups store at the same time: storing from only some of them is suspected to spill the sums on NVIDIA
@@ -186,8 +192,8 @@ fn main(
                 {%- for j in range(BLOCK // T) %}
     {
         let value = high * (low * c{{ part_m * 16 // T + i }}_{{ part_n * BLOCK // T + j }});
-        let to = block * {{ 4 // PER }}u + {{ (i * T * BLOCK + j * T) // PER }}u;
-        let stride = {{ BLOCK // PER }}u;
+        let to = block * {{ 4 // PER }}u + {{ (i * T * SUMS_LINE + j * T) // PER }}u;
+        let stride = {{ SUMS_LINE // PER }}u;
         coopStoreT(value, &sums[to], stride);
     }
                 {%- endfor %}

@@ -56,7 +56,7 @@ fn write_block(piece: u32, m: u32, n: u32, block: u32, writer: u32) {
             }
             if (e >= wanted) {
                 let column = e - wanted;
-                let value = sums_at(block + r * WIDTH + column / 4u)[column % 4u];
+                let value = sums_at(block, r, column / 4u)[column % 4u];
                 g[at] = select(0.0, g[at], p.accumulate == 1u) + p.scale * value;
             }
         }

@@ -17,3 +17,9 @@ fn power_of_two(exponent: i32) -> f32 {
 fn one_if(expected: bool) -> f32 {
     return bitcast<f32>(select(0x7fc00000u, 0x3f800000u, expected));
 }
+
+// Rows of tiles with 40 f16 in a line, in an order in which neighbours lie in different banks of workgroup memory: 0, 4, 2, 6,
+// 1, 5, 3, 7, and so on.
+fn spread(row: u32) -> u32 {
+    return row - row % 8u + 4u * (row % 2u) + 2u * (row / 2u % 2u) + row / 4u % 2u;
+}

@@ -21,7 +21,7 @@ const DEPTH: usize = 32;
 
 /// Elements of 16 bits that products on matrix units load at once.
 const UNITS_VECTOR: usize = 8;
-/// The most candidates for an operand's largest magnitude.
+/// The most candidates for an operand's largest magnitude, and the room for them that `product_units.wgsl` reads.
 const MAGNITUDES: usize = LANES as usize;
 
 /// A matrix that is bound by rows, of which a product reads a range of columns.

@@ -247,6 +247,7 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
     @builtin(subgroup_id) subgroup_id: u32,
     @builtin(subgroup_size) subgroup_size: u32,
+    @builtin(num_subgroups) subgroups: u32,
 ) {
     // Not by a function: the WGSL front end assumes that what a function returns differs between threads.
     let id = group.y * groups.x + group.x;
@@ -268,7 +269,7 @@ fn main(
     let head = id % count;
     let kv_head = head / group_heads;
     {%- endif %}
-    let valid = one_if(subgroup_size == SUBGROUP);
+    let valid = one_if((subgroup_size == SUBGROUP) & (subgroups * SUBGROUP == LANES));
     // Keeps indices within bounds where subgroups are smaller than expected.
     let subgroup = min(subgroup_id, {{ SUBGROUPS - 1 }}u);
     let from_own = subgroup / {{ SCORES_N }}u * {{ TALL * LINE // PER }}u;

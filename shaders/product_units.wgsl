@@ -114,6 +114,7 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
     @builtin(subgroup_id) subgroup_id: u32,
     @builtin(subgroup_size) subgroup_size: u32,
+    @builtin(num_subgroups) subgroups: u32,
     @builtin(subgroup_invocation_id) writer: u32,
 ) {
     {{- begin_all() }}
@@ -181,7 +182,7 @@ fn main(
     // As two factors, each of which is a finite number, while their product may not be.
     let exponent = -(a_exponent + b_exponent);
     let low = power_of_two(exponent / 2);
-    let high = one_if(subgroup_size == SUBGROUP) * power_of_two(exponent - exponent / 2);
+    let high = one_if((subgroup_size == SUBGROUP) & (subgroups * SUBGROUP == LANES)) * power_of_two(exponent - exponent / 2);
     let block = subgroup * ROWS * {{ SUMS_LINE // 4 }}u;
     {%- for part_m in range(TALL // 16) %}
         {%- for part_n in range(WIDE // BLOCK) %}

@@ -12,8 +12,9 @@ fn power_of_two(exponent: i32) -> f32 {
     return bitcast<f32>(u32(exponent + 127) << 23u);
 }
 
-// 1, or NaN if subgroups are not as expected: a compiler may choose their size for each kernel, and the test that runs
-// when a device is opened covers only some. From its bits, as WGSL has no literal NaN.
+// 1, or NaN if subgroups are not as expected: a compiler may choose their size for each kernel, or leave some of them
+// partly empty, and the test that runs when a device is opened covers only some kernels. From its bits, as WGSL has no
+// literal NaN.
 fn one_if(expected: bool) -> f32 {
     return bitcast<f32>(select(0x7fc00000u, 0x3f800000u, expected));
 }

@@ -14,11 +14,10 @@ const STORED: &str = include_str!("trajectories.json");
 /// Relative differences of loss and norm that a different order of f32 sums may cause. The CPU backend and a software
 /// GPU differ by at most 9e-7 and 1.2e-4.
 const F32: [f64; 2] = [1e-4, 1e-3];
-/// Tolerance of bf16, as a multiple of the distance that rounding to it causes on the CPU: two independent roundings
-/// differ by sqrt(2) times as much on average.
-const ROUNDING: f64 = 4.0;
-/// What the names of SpaRTA's cells have before the density.
-const SPARTA: &str = " sparta-";
+/// Tolerance of bf16, as a multiple of what rounding to it changes on the CPU: two devices round independently, so they
+/// differ by sqrt(2) times as much on average, and in one of 10,000 comparisons by 5.7 times that (Student's t, for the
+/// 12 forward passes whose rounding is known).
+const ROUNDING: f64 = 8.1;
 const QUANTITIES: [&str; 2] = ["loss", "gradient norm"];
 
 /// The key under which a cell's trajectory is stored.
@@ -30,29 +29,20 @@ pub fn stored() -> Result<Trajectories> {
     serde_json::from_str(STORED).map_err(|e| Error::Training(format!("the stored trajectories are damaged: {e}")))
 }
 
-/// Compares a trajectory with the stored ones of its cell. `None`: there is none.
-///
-/// f32 is compared with f32; bf16 with bf16, within [`ROUNDING`] times the largest distance of the stored bf16 from the
-/// stored f32 up to the same step, in this cell or its [`kin`].
+/// Compares a trajectory with the stored one of its cell, within [`allowed`]. `None`: there is none.
 pub fn check(
     stored: &Trajectories,
     cell: &str,
     precision: DType,
     found: &[[f64; 2]],
 ) -> Option<std::result::Result<(), String>> {
-    stored.get(&key(cell, DType::F32))?;
     let expected = stored.get(&key(cell, precision))?;
-    let kin = kin(stored, cell, precision);
-    let mut allowed = F32;
+    let allowed = allowed(stored, precision)?;
     if found.len() != expected.len() {
         return Some(Err(format!("{} steps were done, {} are stored", found.len(), expected.len())));
     }
     for (step, (found, expected)) in found.iter().zip(expected).enumerate() {
         for (i, quantity) in QUANTITIES.into_iter().enumerate() {
-            for (rounded, exact) in &kin {
-                let distance = rounded.get(step).zip(exact.get(step)).map_or(0.0, |(a, b)| distance(a[i], b[i]));
-                allowed[i] = allowed[i].max(ROUNDING * distance);
-            }
             // False for NaN.
             let agrees = distance(found[i], expected[i]) <= allowed[i];
             if !agrees {
@@ -69,18 +59,25 @@ pub fn check(
     Some(Ok(()))
 }
 
-/// The stored steps, in `precision` and in f32, of the cells whose rounding is as large as this one's: SpaRTA's, at any
-/// density of the same shape. A single cell's distance may be small by chance. On an H100, 110M at 5 % was 4.9e-3 away
-/// from f32 at the third step, where the CPU is 5.0e-4 away, and 4.4e-3 at 0.5 %.
-fn kin<'a>(stored: &'a Trajectories, cell: &str, precision: DType) -> Vec<(&'a Steps, &'a Steps)> {
-    let common = cell.find(SPARTA).map(|at| &cell[..at + SPARTA.len()]);
+/// The allowed relative differences of loss and norm: [`F32`], or [`ROUNDING`] times the root mean square by which the
+/// stored first steps in `precision` differ from those in f32. Only at first are all weights equal: later, updates too
+/// small to show in rounded weights keep bf16 away from f32, but not from bf16 on another device. Of all cells, as one
+/// alone may be close to f32 by chance. `None`: there is no such pair.
+fn allowed(stored: &Trajectories, precision: DType) -> Option<[f64; 2]> {
+    if precision == DType::F32 {
+        return Some(F32);
+    }
     let suffix = key("", precision);
-    let related = stored.iter().filter_map(|(found, rounded)| {
-        let found = found.strip_suffix(&suffix)?;
-        let kin = found == cell || common.is_some_and(|common| found.starts_with(common));
-        Some((rounded, stored.get(&key(found, DType::F32)).filter(|_| kin)?))
-    });
-    related.collect()
+    let first = |(found, rounded): (&String, &Steps)| {
+        let exact = stored.get(&key(found.strip_suffix(&suffix)?, DType::F32))?;
+        Some((*rounded.first()?, *exact.first()?))
+    };
+    let pairs: Vec<_> = stored.iter().filter_map(first).collect();
+    let rms = |i: usize| {
+        let squares = pairs.iter().map(|(rounded, exact)| distance(rounded[i], exact[i]).powi(2));
+        (squares.sum::<f64>() / pairs.len() as f64).sqrt()
+    };
+    (!pairs.is_empty()).then(|| [0, 1].map(|i| F32[i].max(ROUNDING * rms(i))))
 }
 
 fn distance(a: f64, b: f64) -> f64 {
@@ -94,39 +91,47 @@ mod tests {
     fn trajectories() -> Trajectories {
         BTreeMap::from([
             (key("cell", DType::F32), vec![[1.0, 10.0], [0.5, 5.0]]),
-            (key("cell", DType::BF16), vec![[1.01, 10.0], [0.5, 5.1]]),
+            (key("cell", DType::BF16), vec![[1.01, 10.0], [0.7, 5.5]]),
+            (key("near", DType::F32), vec![[1.0, 10.0]]),
+            (key("near", DType::BF16), vec![[1.0, 10.0]]),
         ])
     }
 
     #[test]
-    fn f32_is_held_to_f32_and_bf16_to_its_rounding() {
+    fn f32_is_held_to_f32_and_bf16_to_what_rounding_changes_in_first_steps() {
         let check = |precision, found: &[[f64; 2]]| check(&trajectories(), "cell", precision, found).unwrap();
         assert_eq!(check(DType::F32, &[[1.00005, 10.005], [0.5, 5.0]]), Ok(()));
         let wrong = check(DType::F32, &[[1.0, 10.0], [0.5, 5.1]]).unwrap_err();
         assert!(wrong.contains("gradient norm of step 2 is 5.1, expected 5 "), "{wrong}");
-        assert_eq!(check(DType::BF16, &[[1.04, 10.0], [0.509, 5.4]]), Ok(()));
-        assert!(check(DType::BF16, &[[1.01, 10.3], [0.5, 5.1]]).is_err(), "rounding comes to the norm in step 2");
-        assert!(check(DType::BF16, &[[1.06, 10.0], [0.5, 5.1]]).is_err());
+        // 8.1 times the root mean square of 1 % and 0; norms are not rounded here.
+        assert_eq!(check(DType::BF16, &[[1.065, 10.005], [0.739, 5.5]]), Ok(()));
+        assert!(check(DType::BF16, &[[1.07, 10.0], [0.7, 5.5]]).is_err());
+        assert!(check(DType::BF16, &[[1.01, 10.0], [0.7, 5.51]]).is_err());
+        assert!(check(DType::BF16, &[[1.01, 10.0], [0.5, 5.5]]).is_err(), "what f32 gives, which is further away");
     }
 
+    /// A device that never updates repeats its first step. Gemma's rate in full fine-tuning is so low (the change grows
+    /// with the number of trained scalars) that its rounded weights hardly move.
     #[test]
-    fn the_rounding_of_one_density_counts_for_the_others_of_the_shape() {
-        let cell = |name, precision, loss| (key(name, precision), vec![[loss, 1.0]]);
-        let stored = BTreeMap::from([
-            cell("A sparta-0.5", DType::F32, 1.0),
-            cell("A sparta-0.5", DType::BF16, 1.0),
-            cell("A sparta-0.1", DType::F32, 1.0),
-            cell("A sparta-0.1", DType::BF16, 1.01),
-            cell("A lora", DType::F32, 1.0),
-            cell("A lora", DType::BF16, 1.5),
-            cell("A lora-all", DType::F32, 1.0),
-            cell("A lora-all", DType::BF16, 1.0),
-        ]);
-        let check = |cell, loss| check(&stored, cell, DType::BF16, &[[loss, 1.0]]).unwrap();
-        assert_eq!(check("A sparta-0.5", 1.039), Ok(()));
-        assert!(check("A sparta-0.5", 1.041).is_err(), "not lora's");
-        assert!(check("A lora-all", 1.001).is_err(), "its own rounding only");
-        assert!(check("A lora", 1.6).is_ok());
+    fn a_device_that_does_not_train_gets_no_figure() {
+        let stored = stored().unwrap();
+        let idle = |(key, steps): (&String, &Steps)| {
+            let (cell, precision) = key.rsplit_once(' ').unwrap();
+            let precision = if precision == "f32" { DType::F32 } else { DType::BF16 };
+            let passes = check(&stored, cell, precision, &vec![steps[0]; steps.len()]) == Some(Ok(()));
+            passes.then(|| key.clone())
+        };
+        let passed: Vec<String> = stored.iter().filter_map(idle).collect();
+        assert_eq!(passed, ["gemma-2b 16x256 full bf16"]);
+    }
+
+    /// Seen on an H100: 4.4e-3 from the stored loss of 0.4587.
+    #[test]
+    fn the_known_distance_of_a_card_is_allowed() {
+        let stored = stored().unwrap();
+        let mut found = stored[&key("110M 4x128 sparta-0.05", DType::BF16)].clone();
+        found[2][0] = 0.4567;
+        assert_eq!(check(&stored, "110M 4x128 sparta-0.05", DType::BF16, &found), Some(Ok(())));
     }
 
     #[test]

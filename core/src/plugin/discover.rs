@@ -116,9 +116,16 @@ pub fn candidates(options: &DiscoverOptions) -> Vec<Candidate> {
             search(path, origin, &mut found);
         }
     }
+    let identity = |found: &Candidate| found.path.canonicalize().unwrap_or_else(|_| found.path.clone());
+    let beside = found.iter().filter(|candidate| candidate.origin == Origin::BesideExecutable);
+    let beside: HashSet<PathBuf> = beside.map(identity).collect();
     let mut seen = HashSet::new();
-    found.retain(|candidate| {
-        let identity = candidate.path.canonicalize().unwrap_or_else(|_| candidate.path.clone());
+    found.retain_mut(|candidate| {
+        let identity = identity(candidate);
+        // The library that a run used may be the one that comes with the program.
+        if candidate.origin == Origin::Run && beside.contains(&identity) {
+            candidate.origin = Origin::BesideExecutable;
+        }
         seen.insert(identity)
     });
     found
@@ -176,4 +183,28 @@ pub fn missing_manifest(path: &Path, origin: Origin) -> String {
         super::Manifest::path(path).display(),
         path.display()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_that_a_run_used_keeps_its_place_beside_the_executable() {
+        let [own, other] = [0, 1].map(|_| tempfile::tempdir().unwrap());
+        let name = format!("{DLL_PREFIX}sparta_method_x{DLL_SUFFIX}");
+        let [beside, elsewhere] = [&own, &other].map(|directory| directory.path().join(&name));
+        [&beside, &elsewhere].into_iter().for_each(|path| std::fs::write(path, "").unwrap());
+        let of_run = |run: &Path| {
+            let found = candidates(&DiscoverOptions {
+                run: vec![run.to_owned()],
+                beside: vec![own.path().to_owned()],
+                ..DiscoverOptions::default()
+            });
+            found.into_iter().map(|candidate| (candidate.path, candidate.origin)).collect::<Vec<_>>()
+        };
+        assert_eq!(of_run(&beside), [(beside.clone(), Origin::BesideExecutable)]);
+        let both = [(elsewhere.clone(), Origin::Run), (beside, Origin::BesideExecutable)];
+        assert_eq!(of_run(&elsewhere), both);
+    }
 }

@@ -148,6 +148,9 @@ impl Coder<'_> {
     /// Errors: those of [`Coder::items`]; no example left for training.
     pub fn splits(&self, config: &RunConfig, data: splits::Splits) -> Result<Splits> {
         let splits::Splits { train, dev, test, mut origins, .. } = data;
+        origins.train = capped(origins.train, train.len(), config.max_train);
+        origins.dev = capped(origins.dev, dev.len(), config.max_dev);
+        origins.test = capped(origins.test, test.len(), config.max_test);
         let train = self.train(&train, config)?;
         if !train.iter().any(|item| item.fate.is_kept()) {
             return Err(self.nothing_left(config, &train));
@@ -208,6 +211,14 @@ impl Coder<'_> {
             false => "that exceeds the model's positions: use shorter texts or another model",
         };
         Error::Data(format!("no training example is left: all {all} have more than {max} tokens; {way}"))
+    }
+}
+
+/// The origin of a split of which a cap may leave out examples.
+pub fn capped(origin: String, examples: usize, cap: Option<usize>) -> String {
+    match cap.filter(|&cap| cap < examples) {
+        Some(cap) => format!("{origin}, at most {cap}"),
+        None => origin,
     }
 }
 

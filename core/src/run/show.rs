@@ -1,6 +1,6 @@
 //! Shows the examples of a run as they would be trained on.
 
-use super::encode::{Coder, Fate, Item, max_length};
+use super::encode::{Coder, Fate, Item, capped, max_length};
 use super::prepare::{read, target};
 use crate::job::RunConfig;
 use crate::plugin::PluginSet;
@@ -87,15 +87,19 @@ pub fn show(
     };
     let mut splits = Vec::new();
     for split in wanted {
-        let (items, origin) = match split {
-            "train" => (coder.train(&data.train, config)?, &data.origins.train),
-            "dev" => (coder.held_out(split, &data.dev, config.max_dev, config.seed)?, &data.origins.dev),
-            _ => (coder.held_out(split, &data.test, config.max_test, config.seed)?, &data.origins.test),
+        let (examples, origin, cap) = match split {
+            "train" => (&data.train, &data.origins.train, config.max_train),
+            "dev" => (&data.dev, &data.origins.dev, config.max_dev),
+            _ => (&data.test, &data.origins.test, config.max_test),
+        };
+        let items = match split {
+            "train" => coder.train(examples, config)?,
+            _ => coder.held_out(split, examples, cap, config.seed)?,
         };
         for item in items.iter().take(first.unwrap_or(usize::MAX)) {
             each(example(split, item, &found.task, &coder))?;
         }
-        splits.push(summary(split, origin.clone(), &items));
+        splits.push(summary(split, capped(origin.clone(), examples.len(), cap), &items));
     }
     let notes = data.origins.notes.iter().cloned().chain(found.note).collect();
     Ok(ShownData { max_length: coder.max_length, splits, notes })

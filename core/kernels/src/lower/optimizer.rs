@@ -9,6 +9,9 @@ use std::ops::Range;
 const GAPS: usize = 56;
 /// Lanes of a workgroup that fills one gap; no gap is longer.
 const GAP_LANES: u32 = 64;
+/// Tensors that one launch of `sum_of_squares` measures: the workgroups of more would need two dimensions, and this
+/// kernel does not skip those beyond the end.
+const MEASURED: usize = 65_535 / PARTIALS;
 
 impl Lowering<'_> {
     /// Copies the inputs that the planner has not placed inside the output, and fills the gaps.
@@ -99,7 +102,7 @@ impl Lowering<'_> {
             let vectors = vectors(shard.len(), &[x.ty.dtype]) as u32;
             let constants = [("X", code(x.ty.dtype)), ("PARTS", u32::from(parts.is_some())), ("VECTORS", vectors)];
             // Rows of 256 bytes: any of them can begin a binding.
-            for rows in split(&(0..count), (self.bounds.binding / row_bytes(norms)).max(1)) {
+            for rows in split(&(0..count), (self.bounds.binding / row_bytes(norms)).clamp(1, MEASURED)) {
                 let slots = op.slot + rows.start..op.slot + rows.end;
                 let partials = view(norms, slots.start * row_bytes(norms), slots.end * row_bytes(norms));
                 let Range { start, end } = shard;
@@ -129,4 +132,32 @@ impl Lowering<'_> {
 
 fn adam_attributes(op: &Adam) -> [u32; 5] {
     [op.beta1, op.beta2, op.eps, op.weight_decay, op.lr_factor].map(f32::to_bits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lower::{Bounds, Step, lower};
+    use sparta_graph::graph::TensorType;
+    use sparta_graph::{Call, DeviceKind, Place};
+
+    #[test]
+    fn many_tensors_are_measured_by_launches_of_one_dimension() {
+        const TENSORS: usize = 3000;
+        let types = [
+            TensorType::f32([TENSORS, PARTIALS]),
+            TensorType::f32([8 * TENSORS]),
+            TensorType::new(DType::U32, [TENSORS, 2]),
+        ];
+        let operand = |(i, ty)| Operand { place: Place::External(i), ty };
+        let inputs = types.into_iter().enumerate().map(operand).collect();
+        let call = Call { op: SumOfSquares { slot: 0 }.into(), inputs, outputs: vec![], label: String::new() };
+        let mut row = 0;
+        for step in lower(&call, Bounds::new(DeviceKind::Other, 1 << 27)).unwrap().steps {
+            let Step::Dispatch(dispatch) = step else { panic!("a copy") };
+            assert_eq!((dispatch.grid(65_535).1, dispatch.params[3] as usize), (1, row));
+            row += dispatch.groups / PARTIALS;
+        }
+        assert_eq!(row, TENSORS);
+    }
 }

@@ -114,8 +114,13 @@ fn flags() -> Vec<&'static str> {
     // A unique symbol exists once per process: threads with separate machines would share stacks.
     let mut flags =
         vec!["-std=c++17", "-O1", "-ffp-contract=off", "-fno-gnu-unique", "-fPIC", "-shared", "-w", "-nostdinc++"];
-    flags.extend(std::env::var_os("SPARTA_CUDA_ADDRESSES").map(|_| "-fsanitize=address"));
+    flags.extend(checks_accesses().then_some("-fsanitize=address"));
     flags
+}
+
+/// Whether kernels are compiled with AddressSanitizer.
+pub fn checks_accesses() -> bool {
+    std::env::var_os("SPARTA_CUDA_ADDRESSES").is_some()
 }
 
 /// A kernel being compiled, in its own folder.

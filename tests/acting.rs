@@ -26,7 +26,7 @@ use std::time::Duration;
 
 const METHODS: [&str; 2] = ["adalora", "spiel"];
 
-static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| more::build(&METHODS));
+static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(more::build);
 
 fn library(method: &str) -> PathBuf {
     more::library(&LIBRARIES, method)

@@ -135,7 +135,7 @@ fn scores_and_acts_have_the_bytes_of_one_process() {
         ("spiel", "--every 3 --rate 0.5 --density 0.05 --optimizer adamw-bf16 --precision bf16"),
         ("adalora", "--init-r 4 --target-r 2 --delta-t 2 --tfinal 2"),
     ];
-    let directory = more::build(&methods.map(|(method, _)| method));
+    let directory = more::build();
     for (method, options) in methods {
         let home = tempfile::tempdir().unwrap();
         let plugin = more::library(&directory, method);

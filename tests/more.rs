@@ -30,7 +30,7 @@ use std::sync::{Arc, LazyLock};
 const METHODS: [&str; 10] =
     ["bitfit", "delta-dropout", "dora", "gradient-mask", "ia3", "lr-qat", "lt-sft", "magnitude", "sora", "vera"];
 
-static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| more::build(&METHODS));
+static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(more::build);
 
 fn library(method: &str) -> PathBuf {
     more::library(&LIBRARIES, method)

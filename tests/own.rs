@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| more::build(&["lr-qat"]));
+static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(more::build);
 
 const R: usize = 4;
 const ALPHA: f64 = 8.0;

@@ -16,14 +16,14 @@ pub const LOSS: f64 = 1e-4;
 /// The tolerance for values that moved by up to ten times the rate.
 pub const VALUES: f32 = 2e-4;
 
-/// Builds the libraries, which are not part of the default build, and returns their directory.
-pub fn build(methods: &[&str]) -> PathBuf {
+/// Builds the libraries, which are not part of the default build, and returns their directory. With the whole workspace,
+/// so that no dependency is rebuilt with different features.
+pub fn build() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
-    build.args(["build", "--release", "--locked", "--quiet"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    for method in methods {
-        build.args(["-p", &format!("sparta-method-{method}")]);
-    }
+    build
+        .args(["build", "--release", "--locked", "--quiet", "--workspace", "--lib"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
     assert!(build.status().unwrap().success());
     binary().parent().unwrap().to_owned()
 }

@@ -16,14 +16,18 @@ pub const LOSS: f64 = 1e-4;
 /// The tolerance for values that moved by up to ten times the rate.
 pub const VALUES: f32 = 2e-4;
 
-/// Builds the libraries, which are not part of the default build, and returns their directory. With the whole workspace,
-/// so that no dependency is rebuilt with different features.
+/// Builds the libraries, which are not part of the default build, and returns their directory. With the whole workspace
+/// and without what cargo tells this test of its own package, so that no dependency has different features, and no build
+/// script that reads these variables runs again.
 pub fn build() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
-    build
-        .args(["build", "--release", "--locked", "--quiet", "--workspace", "--lib"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    build.args(["build", "--release", "--locked", "--quiet", "--workspace", "--lib"]);
+    build.current_dir(env!("CARGO_MANIFEST_DIR"));
+    let own = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(own)) {
+        build.env_remove(name);
+    }
     assert!(build.status().unwrap().success());
     binary().parent().unwrap().to_owned()
 }

@@ -1,6 +1,6 @@
 //! Choices among equivalent kernels, made by timing them on the device.
 //!
-//! When a plan is prepared, its lowering asks for choices by name. What no earlier run has stored is measured with buffers
+//! When a plan is prepared, its lowering asks for choices by name. What no earlier run has stored is measured with a buffer
 //! of its own, and stored for the next run.
 
 use crate::WgpuBackend;
@@ -8,6 +8,7 @@ use crate::cache::Cache;
 use crate::prepared::PreparedStep;
 use crate::profile::MEASUREMENT;
 use crate::wait::IN_BROWSER;
+use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{BackendError, Call, Choice, DeviceKind, Plan, Tuned};
 use sparta_kernels::{Bounds, Choosing, Lowered, Question, lower};
 use std::collections::{BTreeMap, BTreeSet};
@@ -137,14 +138,19 @@ impl WgpuBackend {
     fn measure(&mut self, question: &Question) -> Result<Vec<Duration>, BackendError> {
         let Some(first) = question.trials.first() else { return Ok(Vec::new()) };
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
-        let mut externals = Vec::new();
+        // In one buffer, as most are in a run: what is only read is then bound like what is written, and the pipelines
+        // that are timed are those that run.
+        let (mut offsets, mut end) = (Vec::new(), 0);
         for operand in first.call.inputs.iter().chain(&first.call.outputs) {
-            externals.push((self.create(operand.ty.bytes() as u64, usage, MEASUREMENT)?, 0));
+            offsets.push(end);
+            end += operand.ty.bytes().next_multiple_of(ALIGNMENT) as u64;
         }
+        let operands = self.create(end, usage, MEASUREMENT)?;
         for (i, words) in &question.contents {
             let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-            self.queue.write_buffer(&externals[*i].0, 0, &bytes);
+            self.queue.write_buffer(&operands, offsets[*i], &bytes);
         }
+        let externals = offsets.into_iter().map(|offset| (operands.clone(), offset)).collect();
         let mut lowered = Vec::new();
         for trial in &question.trials {
             let bounds = Bounds { choosing: Choosing::Only(&trial.choice), ..self.bounds };

@@ -18,6 +18,9 @@ const F32: [f64; 2] = [1e-4, 1e-3];
 /// differ by sqrt(2) times as much on average, and in one of 10,000 comparisons by 5.7 times that (Student's t, for the
 /// 12 forward passes whose rounding is known).
 const ROUNDING: f64 = 8.1;
+/// By how much more loss and norm may scatter in the third step than in the first. With the last bit of a random tenth
+/// of the weights flipped, those of 15M, 110M and SmolLM2-135M scattered 1.15 and 1.44 times as much.
+const GROWTH: [f64; 2] = [1.2, 1.5];
 const QUANTITIES: [&str; 2] = ["loss", "gradient norm"];
 
 /// The key under which a cell's trajectory is stored.
@@ -59,8 +62,8 @@ pub fn check(
     Some(Ok(()))
 }
 
-/// The allowed relative differences of loss and norm: [`F32`], or [`ROUNDING`] times the root mean square by which the
-/// stored first steps in `precision` differ from those in f32. Only at first are all weights equal: later, updates too
+/// The allowed relative differences of loss and norm: [`F32`], or [`ROUNDING`] and [`GROWTH`] times the root mean square
+/// by which the stored first steps in `precision` differ from those in f32. Only at first are all weights equal: later, updates too
 /// small to show in rounded weights keep bf16 away from f32, but not from bf16 on another device. Of all cells, as one
 /// alone may be close to f32 by chance. `None`: there is no such pair.
 fn allowed(stored: &Trajectories, precision: DType) -> Option<[f64; 2]> {
@@ -77,7 +80,7 @@ fn allowed(stored: &Trajectories, precision: DType) -> Option<[f64; 2]> {
         let squares = pairs.iter().map(|(rounded, exact)| distance(rounded[i], exact[i]).powi(2));
         (squares.sum::<f64>() / pairs.len() as f64).sqrt()
     };
-    (!pairs.is_empty()).then(|| [0, 1].map(|i| F32[i].max(ROUNDING * rms(i))))
+    (!pairs.is_empty()).then(|| [0, 1].map(|i| F32[i].max(ROUNDING * GROWTH[i] * rms(i))))
 }
 
 fn distance(a: f64, b: f64) -> f64 {
@@ -103,9 +106,9 @@ mod tests {
         assert_eq!(check(DType::F32, &[[1.00005, 10.005], [0.5, 5.0]]), Ok(()));
         let wrong = check(DType::F32, &[[1.0, 10.0], [0.5, 5.1]]).unwrap_err();
         assert!(wrong.contains("gradient norm of step 2 is 5.1, expected 5 "), "{wrong}");
-        // 8.1 times the root mean square of 1 % and 0; norms are not rounded here.
-        assert_eq!(check(DType::BF16, &[[1.065, 10.005], [0.739, 5.5]]), Ok(()));
-        assert!(check(DType::BF16, &[[1.07, 10.0], [0.7, 5.5]]).is_err());
+        // 8.1 and 1.2 times the root mean square of 1 % and 0; norms are not rounded here.
+        assert_eq!(check(DType::BF16, &[[1.079, 10.005], [0.748, 5.5]]), Ok(()));
+        assert!(check(DType::BF16, &[[1.08, 10.0], [0.7, 5.5]]).is_err());
         assert!(check(DType::BF16, &[[1.01, 10.0], [0.7, 5.51]]).is_err());
         assert!(check(DType::BF16, &[[1.01, 10.0], [0.5, 5.5]]).is_err(), "what f32 gives, which is further away");
     }

@@ -81,8 +81,8 @@ async function own(browser, url) {
     console.log(`SmolLM2-135M of ${files.toFixed(0)} MiB writes ${JSON.stringify(written)}, losses ${losses.map((loss) => loss.toFixed(3))}, `
         + `planned ${planned} on the GPU, ${used} in the tab`);
     // In the tab's memory are the model's files once and, in numbers of four bytes for each trained scalar, two checkpoints of three
-    // each, the adapter, the index sets of the plan and of the session, and the values that are being merged; the program's own data
-    // and what the allocator cannot join are a fifth more at most.
+    // each, the adapter, the index sets of the plan and of the session, and the values that are being merged. A fifth more is left for the
+    // program's own data and for gaps.
     const expected = files + 10 * 4 * trained / 2 ** 20;
     assert.ok(parseFloat(used) < 1.2 * expected, `${used} in the tab, expected ${expected.toFixed(0)} MiB`);
     assert.deepEqual(wrong, []);

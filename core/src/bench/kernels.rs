@@ -30,10 +30,9 @@ const ROWS: usize = 2048;
 /// Sparse gradients and updates touch one in this many elements of a weight.
 const ONE_IN: usize = 20;
 
-/// Measures the ops of a layer of this shape, and raises the ceiling to what they reach; the shares follow when nothing
-/// raises it any more. Ops that do not fit the
-/// device's memory, or would take longer than `longest` seconds at its ceiling, are reported to `left_out` with the
-/// reason.
+/// Measures the ops of a layer of this shape, and raises the ceiling to what they reach; shares are computed later, when
+/// the ceiling is final. Ops that do not fit the device's memory, or would take longer than `longest` seconds at its
+/// ceiling, are reported to `left_out` with the reason.
 ///
 /// Errors: a device that fails.
 pub fn measure(

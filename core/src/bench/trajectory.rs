@@ -63,9 +63,9 @@ pub fn check(
 }
 
 /// The allowed relative differences of loss and norm: [`F32`], or [`ROUNDING`] and [`GROWTH`] times the root mean square
-/// by which the stored first steps in `precision` differ from those in f32. Only at first are all weights equal: later, updates too
-/// small to show in rounded weights keep bf16 away from f32, but not from bf16 on another device. Of all cells, as one
-/// alone may be close to f32 by chance. `None`: there is no such pair.
+/// by which the stored first steps in `precision` differ from those in f32. All cells count, as one alone may be close
+/// to f32 by chance. Later steps do not: updates that are too small to show in rounded weights keep bf16 away from f32,
+/// but not from bf16 on another device. `None`: there is no such pair.
 fn allowed(stored: &Trajectories, precision: DType) -> Option<[f64; 2]> {
     if precision == DType::F32 {
         return Some(F32);
